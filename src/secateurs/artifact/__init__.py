@@ -1,6 +1,7 @@
 """A pruned network on disk: `plan.json`, `model.safetensors`, `card.json`. No pickle; written atomically.
 
-`card` defines the schema of a card, `folder` reads an artifact, `saving` writes one, `state` is what it holds of a network.
+`card` defines the schema of a card, `folder` reads an artifact, `saving` writes one, and `state` defines what it stores of a
+network.
 """
 
 from secateurs.artifact.card import Card, Earlier, Source, networks

@@ -1,6 +1,6 @@
 """The card of an artifact: the schema of everything that is read from it.
 
-Unknown fields, for example of later versions, are preserved; known fields are validated.
+Unknown fields, for example from later versions, are preserved. Known fields are validated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cut(Open):
 
 class Source(Open):
     """How to build the network that was pruned: a spec, widenings and cuts. Other fields are options of its constructor.
-    Without a spec it begins with a network of the user's own."""
+    Without a spec, it begins with the user's own network."""
 
     spec: Line | None
     num_classes: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
@@ -44,7 +44,7 @@ class Source(Open):
         return dict(self.model_extra or {})
 
     def record(self) -> dict[str, Any]:
-        """The JSON form: `Result.source`."""
+        """Return the JSON form: `Result.source`."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -55,7 +55,7 @@ class MethodRecord(Open):
 
 
 class TaskRecord(Open):
-    """What the network is for, and the task's settings."""
+    """The network's task and its settings."""
 
     name: Line
 
@@ -69,7 +69,7 @@ class DataRecord(Open):
     image_size: AtLeastOne | None = None
     channels: AtLeastOne | None = None
     skip_unreadable: Annotated[bool, Field(strict=True)] | None = None
-    skipped: dict[str, Count] = {}  # files that could not be read, by split
+    skipped: dict[str, Count] = {}  # number of files that could not be read, by split
 
 
 class Earlier(Open):
@@ -80,7 +80,7 @@ class Earlier(Open):
 
 
 class LimitsRecord(Open):
-    """Which groups could be cut, and how far: see `secateurs.Limits`. Types and functions have their full names."""
+    """Which groups could be cut, and how far; see `secateurs.Limits`. Types and functions have their full names."""
 
     exclude: list[Line] = []
     only: list[Line] = []
@@ -90,15 +90,15 @@ class LimitsRecord(Open):
 
 
 class Digests(BaseModel):
-    """SHA-256 of the other files: detects damage, not forgery."""
+    """SHA-256 of the other files, to detect damage, not forgery."""
 
     plan: Annotated[str, Field(alias="plan.json")]
     model: Annotated[str, Field(alias="model.safetensors")]
-    readme: Annotated[str | None, Field(alias="README.md")] = None  # as it was written; it may be edited
+    readme: Annotated[str | None, Field(alias="README.md")] = None  # as first written; it may be edited
 
 
 class StripesRecord(Open):
-    """The kept stripes of a layer: see `surgery.stripes.summary`."""
+    """The kept stripes of a layer; see `surgery.stripes.summary`."""
 
     layer: Line
     kernel: Annotated[list[Count], Field(min_length=1, max_length=3)]
@@ -111,19 +111,19 @@ class StripesRecord(Open):
 
 
 class Card(Open):
-    """The metadata of an artifact: everything but its plan and weights."""
+    """The metadata of an artifact: everything except its plan and weights."""
 
     format: str
     version: int
     files: Digests
-    source: Source | None  # None for a network that was not made by `build`
+    source: Source | None  # None for a network that `build` did not make
     method: MethodRecord
     before: Figures
     cut: Figures
-    calibrated: Figures  # the cut's, where nothing was calibrated
+    calibrated: Figures  # the cut's, if nothing was calibrated
     after: Figures
     error: Number | None  # relative error between the sliced and the masked network; None if not verified
-    warnings: list[Line] = []  # what you must know before you use the network
+    warnings: list[Line] = []  # what users must know before they use the network
     stripes: list[StripesRecord] = []
     widths: dict[
         Line, tuple[Count, Count]
@@ -132,20 +132,20 @@ class Card(Open):
     history: list[Entry] = []
     versions: dict[str, Line] = {}
     kernels: dict[str, dict[str, str]] = {}  # stripe convolution → size of its input → kernel; see `stripes.choose`
-    task: TaskRecord | None = None  # None where the user named none
-    functions: list[Line] = []  # of the user's own, in place of the task's: loss, step, forward, metrics
+    task: TaskRecord | None = None  # None if the user named none
+    functions: list[Line] = []  # custom functions in place of the task's: loss, step, forward, metrics
     signature: Signature | None = None  # how the network is called; None on cards of earlier versions
-    state: StateRecord | None = None  # of the network, beside its weights
+    state: StateRecord | None = None  # the network's state besides its weights
     data: DataRecord | None = None
     budget: dict[str, Any] | None = None
-    latency: Latency | None = None  # where the budget limits it: what was measured
+    latency: Latency | None = None  # what was measured, if the budget limits it
     scope: Line | None = None
     limits: LimitsRecord | None = None
     recover: Any = None
     calibrate: Annotated[bool, Field(strict=True)] = True
     seed: Count | None = None
-    schedule: Line | None = None  # of the rounds, where there were several; not on earlier cards
-    rounds: dict[str, Any] | None = None  # the settings of the whole, where the network is what one of its rounds left
+    schedule: Line | None = None  # of the rounds, if there were several; not on earlier cards
+    rounds: dict[str, Any] | None = None  # the settings of the whole run, if the network comes from one of its rounds
     earlier: list[Earlier] = []
     seconds: Seconds | None = None
 
@@ -157,12 +157,12 @@ class Card(Open):
 
     @property
     def comparable(self) -> bool:
-        """Whether the loss of another measurement may be compared with the one here: it is not of the user's own."""
+        """Whether the loss can be compared with other measurements: it is not a custom loss."""
         return not {"loss", "step"} & set(self.functions)
 
     def networks(self) -> list[tuple[str, Figures]]:
-        """What each network on the way to this artifact is called, and its figures: the original first, the last cut,
-        and what calibration and recovery made of it where that is another."""
+        """Return the name and figures of each network on the way to this artifact: the original, earlier cuts, the last cut,
+        and the calibrated and recovered networks if their figures differ."""
         rounds = [entry for entry in self.history if isinstance(entry, Round)]
         return networks(self.earlier, self.before, rounds, self.cut, self.calibrated, self.after)
 
@@ -171,10 +171,10 @@ def networks(
     earlier: Sequence[Earlier], before: Figures, rounds: Sequence[Round], cut: Figures, calibrated: Figures,
     after: Figures,
 ) -> list[tuple[str, Figures]]:  # fmt: skip
-    """`Card.networks`, of figures that are on no card yet."""
+    """Return `Card.networks` for figures that are not on a card yet."""
     names = ["before", *(f"after {one.method}" for one in earlier)]
     found = list(zip(names, [*(one.before for one in earlier), before], strict=True))
-    found += [(f"after round {one.round}", one.after) for one in rounds[:-1]]  # the last one's are those of the whole
+    found += [(f"after round {one.round}", one.after) for one in rounds[:-1]]  # the last round's are the whole run's
     found.append(("after the cut", cut))
     for name, last, figures in (("calibrated", cut, calibrated), ("after recovery", calibrated, after)):
         if figures != last:

@@ -1,4 +1,4 @@
-"""Types of the fields of what is read from an artifact."""
+"""Types of the fields that are read from an artifact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateurs.files import shown
 
 
 def _path(text: object) -> str:
-    """Text that may be a path: bytes that are not UTF-8 are represented by surrogates, as in Python's file names."""
+    """Check text that may be a path. Bytes that are not UTF-8 are represented by surrogates, as in Python's file names."""
     if not isinstance(text, str) or len(text) > 10_000:
         raise ValueError(f"expected text, got {type(text).__name__}")
     os.fsencode(text)  # UnicodeEncodeError is a ValueError
@@ -38,7 +38,7 @@ Seconds = Annotated[float, Field(strict=True, ge=0, le=1e12)]
 
 
 def plain(value: Any) -> Any:
-    """Convert to JSON types: NaN and infinity, which JSON does not have, become null; arrays become lists."""
+    """Convert to JSON types. NaN and infinity, which JSON does not have, become null. Arrays become lists."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -58,25 +58,25 @@ class Open(BaseModel):
 
 @dataclass(frozen=True)
 class Figures:
-    """A network's cost and, with validation data, what it was measured by: the loss, top-1 and top-5 in percent of a
-    classifier, and the user's own metrics by name."""
+    """A network's cost and, with validation data, its measurements: the loss, a classifier's top-1 and top-5 accuracy in
+    percent, and custom metrics by name."""
 
     macs: Count
     params: Count
     top1: Percent | None = None
     top5: Percent | None = None
     loss: Number | None = None
-    metrics: Mapping[Line, Number | None] = field(default_factory=dict)  # null where it is not finite
+    metrics: Mapping[Line, Number | None] = field(default_factory=dict)  # null if it is not finite
 
 
 @dataclass(frozen=True)
 class Latency:
-    """The measured time of a cut network on its target, beside the original's.
+    """The measured time of a cut network on its target, compared with the original's.
 
-    target: its settings. goal: the fraction of the original's time that the budget allows. ratio: the fraction that was
-    measured, the median over rounds in which both ran in turn. noise: the standard error of that median, as a fraction of it.
-    before, after: seconds of one run. predicted: the fraction that the latency model expects. model_error: its mean relative
-    error on `cuts` other cuts of this network. tries: how many cuts were measured until the budget held.
+    target: its settings. goal: the fraction of the original's time that the budget allows. ratio: the measured fraction, as
+    the median over rounds in which both ran in turn. noise: the standard error of that median, as a fraction of it.
+    before, after: seconds of one run. predicted: the fraction that the latency model predicts. model_error: the model's mean
+    relative error on `cuts` other cuts of this network. tries: how many cuts were measured until the budget was met.
     """
 
     target: Mapping[str, Any]

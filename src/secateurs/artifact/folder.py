@@ -1,4 +1,4 @@
-"""An artifact's files: find, identify and read them."""
+"""Find, identify and read an artifact's files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from secateurs.stripes import choose
 from secateurs.surgery import apply
 
 PLAN, MODEL, CARD = "plan.json", "model.safetensors", "card.json"
-README = "README.md"  # the card for people, which they may edit: nothing is read from it
+README = "README.md"  # the card for people, who may edit it; nothing is read from it
 NEW = ".new"  # committed files that are not yet moved into place
 _PLAN_BYTES = 256 << 20
 
 
 def read(folder: StrPath) -> tuple[Plan, Card]:
-    """Read the plan and card of an artifact, checked against the card's digests. folder: may be on the hub, `hf:USER/NAME`.
+    """Read the plan and card of an artifact, checked against the card's digests. folder: may be on the Hub, `hf:USER/NAME`.
 
-    Raises ArtifactError for a folder that is missing, incomplete, damaged, or from a newer version; PlanError for a
-    plan that is inconsistent.
+    Raises ArtifactError for a folder that is missing, incomplete, damaged, or from a newer version, and PlanError for an
+    inconsistent plan.
     """
     folder = local(folder)
     if not os.path.isdir(folder):
@@ -52,7 +52,7 @@ def read(folder: StrPath) -> tuple[Plan, Card]:
 
 
 def _instead(folder: StrPath) -> str:
-    """What to pass in place of a folder that is no artifact, if that can be told."""
+    """Say what to pass instead of a folder that is not an artifact, if it is known."""
     inner = sorted(path.parent for path in Path(folder).glob(f"*/{CARD}"))
     if inner:
         return f"It holds {'artifacts' if len(inner) > 1 else 'an artifact'}: {', '.join(map(shown, inner[:3]))}."
@@ -62,8 +62,8 @@ def _instead(folder: StrPath) -> str:
 
 
 def restored(folder: StrPath, plan: Plan, card: Card, model: nn.Module) -> nn.Module:
-    """The pruned network of an artifact, in eval mode, from what `read` gave and the network that the plan is for. That is
-    left untouched. Raises PlanError or ArtifactError where plan or weights do not fit the model."""
+    """Return the pruned network of an artifact, in eval mode, from the result of `read` and the network that the plan is for.
+    The given network is not modified. Raises PlanError or ArtifactError if the plan or weights do not fit it."""
     path = place(folder, PLAN)
     try:
         small = apply(model, plan)
@@ -78,7 +78,7 @@ def restored(folder: StrPath, plan: Plan, card: Card, model: nn.Module) -> nn.Mo
 
 
 def local(folder: StrPath) -> StrPath:
-    """The folder itself; of one on the hub, its copy in the local cache, which is fetched if need be."""
+    """Return the folder itself or, for one on the Hub, its copy in the local cache, which is fetched if necessary."""
     return fetched(folder, (CARD, PLAN, MODEL), _check_ours) if on_hub(folder) else folder
 
 
@@ -87,14 +87,14 @@ def _check_ours(card: Path) -> None:
 
 
 def place(folder: StrPath, name: str) -> Path:
-    """The path of a file of the artifact: among the committed but not yet moved files, or in the folder itself."""
+    """Return the path of a file of the artifact: among the files that are committed but not yet moved, or in the folder."""
     folder = local(folder)
     new = Path(folder, NEW, name)
     return new if os.path.lexists(new) else Path(folder, name)
 
 
 def digest(path: StrPath) -> str:
-    """SHA-256 of a file's content, in hexadecimal. Raises ArtifactError for anything but a regular file."""
+    """Return the SHA-256 of a file's content in hexadecimal. Raises ArtifactError unless it is a regular file."""
     sha = hashlib.sha256()
     with open_regular(path) as file:
         try:
@@ -119,16 +119,16 @@ def exists(folder: StrPath) -> bool:
 
 
 def is_round(folder: StrPath) -> bool:
-    """Whether the folder has what a round of iterative pruning left."""
+    """Whether the folder has the artifact of a round of iterative pruning."""
     return any(card.rounds is not None for card in _cards(folder))
 
 
 def remove(folder: StrPath) -> None:
-    """Remove an artifact, and its folder if nothing else is in it. Files of these names that are not its own stay."""
+    """Remove an artifact, and its folder if nothing else is in it. Files with these names that are not its own stay."""
     if not exists(folder) or foreign(folder):
         return
     names = (*([README] if own_readme(folder) else []), MODEL, PLAN, CARD)
-    for name in names:  # the card last: until then, the rest is an artifact's
+    for name in names:  # the card last: without it, the other files would look foreign
         for path in (Path(folder, NEW, name), Path(folder, name)):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -138,12 +138,12 @@ def remove(folder: StrPath) -> None:
 
 
 def foreign(folder: StrPath) -> list[str]:
-    """Files with an artifact's names that Secateurs did not write: there is no card of ours next to them, or they are not
-    the files that it lists."""
+    """Return files with an artifact's names that Secateurs did not write: there is no Secateurs card next to them, or they
+    are not the files that the card lists."""
     names = [name for name in (MODEL, PLAN, CARD) if os.path.lexists(Path(folder, name))]
     new, cards = Path(folder, NEW), _cards(folder)
     if os.path.lexists(new) and not (os.path.isdir(new) and (not os.listdir(new) or _cards(new))):
-        return [NEW, *names]  # the card is the last file to be moved out of that folder
+        return [NEW, *names]  # the card is moved out of that folder last
     if not cards:
         return names
     saved = [card.files for card in cards if isinstance(card.files, dict)]
@@ -151,14 +151,14 @@ def foreign(folder: StrPath) -> list[str]:
 
 
 def own_readme(folder: StrPath) -> bool:
-    """Whether the folder's README.md is as Secateurs wrote it, and nobody has edited it."""
+    """Whether the folder's README.md is as Secateurs wrote it, without edits."""
     digests = [card.files.get(README) for card in _cards(folder) if isinstance(card.files, dict)]
     path = Path(folder, README)
     return os.path.lexists(path) and any(digests) and _one_of(path, digests)
 
 
 def _cards(folder: StrPath) -> list[_Ours]:
-    """Our cards: two if an artifact's files were being moved into place."""
+    """Return the cards that Secateurs wrote: two if an artifact's files were being moved into place."""
     found = []
     for path in (Path(folder, NEW, CARD), Path(folder, CARD)):
         with contextlib.suppress(ArtifactError):

@@ -1,7 +1,7 @@
-"""The entries of a history, as an artifact's card has them: epochs of training, and events. Read and written here only.
+"""The entries of a history on an artifact's card: epochs of training, and events. They are only read and written here.
 
-Every field may be missing but those that say what an entry is, so that the entries of older versions are read. Numbers that
-were not finite are null.
+Every field may be missing, except those that identify the kind of an entry, so that entries of older versions can be read.
+Numbers that were not finite are null.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pydantic import Discriminator, Tag
 from secateurs.artifact.fields import LONGEST, AtLeastOne, Count, Figures, Line, Number, Open, Percent, Seconds, plain
 from secateurs.errors import shown
 
-VERSION = 1  # of the entries: raised where a field changes its meaning
+VERSION = 1  # of the entries; increase when a field changes its meaning
 
 
 class Epoch(Open):
-    """An epoch of training: the method's, or of recovery."""
+    """An epoch of training, by the method or by recovery."""
 
     epoch: AtLeastOne  # counted from 1
     phase: Line | None = None  # the method's name while it prunes, then the mode of recovery; not on earlier cards
-    step: Count | None = None  # in all, at its end
+    step: Count | None = None  # in total, at its end
     lr: Number | None = None
-    share: Number | None = None  # of the original's class probabilities in the loss, where it taught
+    share: Number | None = None  # weight of the original's class probabilities in the loss, if it was the teacher
     train_loss: Number | None = None
     train_top1: Percent | None = None
     val_loss: Number | None = None
@@ -37,7 +37,7 @@ class Epoch(Open):
 
 
 class Event(Open):
-    """Something that happened on the way; a method's own events have fields of their own."""
+    """Something that happened during pruning. A method's own events have their own fields."""
 
     event: Line
 
@@ -47,9 +47,9 @@ class Calibrated(Open):
 
     event: Literal["calibrated"]
     images: Count | None = None
-    norms: Count | None = None  # re-estimated
-    layers: list[Line] = []  # whose lost constants were compensated
-    left: list[Line] = []  # that have neither a bias nor a batch norm to hold theirs
+    norms: Count | None = None  # number of re-estimated norms
+    layers: list[Line] = []  # layers whose lost constants were compensated
+    left: list[Line] = []  # layers that have neither a bias nor a batch norm to absorb theirs
 
 
 class Solved(Open):
@@ -71,12 +71,12 @@ class Reconstructed(Open):
 
 
 class Round(Open):
-    """The end of a round of iterative pruning. Entries that were made in a round have its number, too."""
+    """The end of a round of iterative pruning. Entries made in a round also have its number."""
 
     event: Literal["round"]
     round: AtLeastOne
-    rounds: AtLeastOne  # in all
-    budget: dict[str, Number | Count | None] = {}  # what could stay after it
+    rounds: AtLeastOne  # in total
+    budget: dict[str, Number | Count | None] = {}  # what may remain after this round
     cut: Figures
     calibrated: Figures
     after: Figures
@@ -84,27 +84,27 @@ class Round(Open):
 
 
 class Warned(Open):
-    """What a method says that the user must know."""
+    """A warning of a method to the user."""
 
     event: Literal["warning"]
     text: Line
 
 
 class Record(Open):
-    """What a method has on record, which is neither."""
+    """A method's record that is neither an epoch nor an event."""
 
 
 OWN = ("calibrated", "reconstructed", "round")  # events whose fields are known
 
 
 def warning(line: str) -> dict[str, str]:
-    """The entry of a sentence that the user must know: in one line, and no longer than a card takes it."""
+    """Return the entry of a warning: a sentence in one line, shortened to what a card allows."""
     text = shown(" ".join(line.split()))
     return {"event": "warning", "text": text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …"}
 
 
 def is_warning(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry is one of `warning`, and not an event that a method of one's own calls so."""
+    """Whether an entry comes from `warning`, and is not a custom method's event of that name."""
     return entry.get("event") == "warning" and isinstance(entry.get("text"), str)
 
 
@@ -132,10 +132,10 @@ Entry = Annotated[
 
 
 def rounds(history: Sequence[Mapping[str, Any]]) -> list[Round]:
-    """The ends of rounds in a `Result.history`."""
+    """Return the ends of rounds in a `Result.history`."""
     return [Round.model_validate(plain(entry)) for entry in history if entry.get("event") == "round"]
 
 
 def records(history: Sequence[Open]) -> list[dict[str, Any]]:
-    """The JSON form: `Result.history`."""
+    """Return the JSON form: `Result.history`."""
     return [entry.model_dump(mode="json", exclude_unset=True) for entry in history]

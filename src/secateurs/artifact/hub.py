@@ -1,7 +1,7 @@
 """Artifacts on the Hugging Face Hub: `hf:USER/NAME`, or `hf:USER/NAME@REVISION`.
 
-Only an artifact's own files are fetched, into the local cache of `huggingface_hub`; nothing else that a repository holds, so no
-pickle. Tokens, proxies, the place of the cache and offline mode are those of `huggingface_hub`.
+Only an artifact's own files are fetched, into the local cache of `huggingface_hub`. Other files of a repository, such as
+pickles, are not. Tokens, proxies, the location of the cache and offline mode are those of `huggingface_hub`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _name = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 
 
 def on_hub(folder: Any) -> bool:
-    """Whether this names a repository on the hub, rather than a folder."""
+    """Whether this names a repository on the Hub instead of a folder."""
     return isinstance(folder, str | os.PathLike) and str(os.fspath(folder)).startswith(PREFIX)
 
 
 def fetched(folder: StrPath, files: Sequence[str], check: Callable[[Path], None]) -> Path:
-    """The local folder with these files of a repository: from the cache, or downloaded first. The revision that a name stands
-    for is looked up once in a process.
+    """Return the local folder with these files of a repository, which are downloaded unless they are in the cache. The revision
+    of a name is looked up once per process.
 
-    check: called with the first file before the others are fetched; it raises ArtifactError for what is none of ours.
+    check: called with the first file before the others are fetched. It raises ArtifactError if the file is not Secateurs'.
 
-    Raises ArtifactError for a name that is not valid, a repository or revision that does not exist or must not be read, one
-    without these files, and one that is not in the cache where the hub cannot be reached.
+    Raises ArtifactError for an invalid name, for a repository or revision that does not exist or may not be read, for a
+    repository without these files, and for one that is not in the cache if the Hub cannot be reached.
     """
     name = os.fspath(folder).replace(os.sep, "/")
     found = _name.fullmatch(name.removeprefix(PREFIX))
@@ -50,14 +50,14 @@ def _fetched(
         check(first)
     except ArtifactError as error:
         raise ArtifactError(f"{name} is not a Secateurs artifact: {error}") from error
-    commit = first.parent.name  # …/snapshots/COMMIT/card.json: the others are of the same commit
+    commit = first.parent.name  # …/snapshots/COMMIT/card.json: the other files must be from the same commit
     for file in files[1:]:
         _file(name, repository, commit, file)
     return first.parent
 
 
 def _file(name: str, repository: str, revision: str | None, file: str) -> Path:
-    """A file of a repository, in the cache."""
+    """Return the path in the cache of a file of a repository, which is downloaded if necessary."""
     try:
         from huggingface_hub import constants, errors, hf_hub_download, hf_hub_url, try_to_load_from_cache
     except ImportError as error:
@@ -82,19 +82,19 @@ def _file(name: str, repository: str, revision: str | None, file: str) -> Path:
         raise _unreachable(name, file) from error
     except errors.EntryNotFoundError as error:
         raise ArtifactError(f"{name} is not a Secateurs artifact: it has no {file}.") from error
-    except (OSError, ValueError, RuntimeError) as error:  # of the network, the disk or the hub
+    except (OSError, ValueError, RuntimeError) as error:  # from the network, the disk or the Hub
         raise ArtifactError(f"{file} of {name} could not be fetched: {shown(str(error))[:300]}") from error
 
 
 def _check_reachable(name: str, file: str, url: str) -> None:
-    """Raise ArtifactError at once if the hub does not answer: a download would be tried several times, for half a minute."""
+    """Raise ArtifactError at once if the Hub does not answer. A download would be retried for half a minute."""
     from huggingface_hub import errors, get_hf_file_metadata
 
     try:
         get_hf_file_metadata(url)
-    except errors.HfHubHTTPError:  # it answers; what it says is for the download
+    except errors.HfHubHTTPError:  # the Hub answers; the download handles the error
         return
-    except Exception as error:  # of whatever library sends its requests
+    except Exception as error:  # from whatever library sends its requests
         raise _unreachable(name, file) from error
 
 

@@ -1,4 +1,4 @@
-"""The provenance of a network: the spec, widenings and cuts from which it can be rebuilt."""
+"""The provenance of a network: the spec, widenings and cuts that it can be rebuilt from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOADS = frozenset({
     "cache", "cached", "cfg", "checkpoint", "config", "custom", "dict", "dir", "download", "file", "filename", "files",
     "folder", "hf", "hub", "pretrained", "repo", "url", "urls", "weights",
 })  # fmt: skip
-_REPLACES = ("name", "model_name")  # replaces the name in the spec
+_REPLACES = ("name", "model_name")  # options that replace the name in the spec
 _NAMED = ("zoo", "torchvision", "timm")  # families whose specs name an installed network
 
 
@@ -35,11 +35,11 @@ UNKNOWN: Mapping[str, Any] = {"spec": None}  # the source of a network that did 
 
 
 def rebuilt(source: Source, trust_code: bool = False) -> nn.Module:
-    """The network that an artifact's plan is for: built from its spec, and as wide and as narrow as it was.
+    """Build the network that an artifact's plan is for, from its spec, and repeat its earlier widenings and cuts.
 
-    trust_code: import and call what the spec names, and allow any option of the constructor.
+    trust_code: import and call the code that the spec names, and allow any option of the constructor.
 
-    Raises ArtifactError for a spec that requires it, and for one that cannot be built.
+    Raises ArtifactError for a spec that requires `trust_code`, and for one that cannot be built.
     """
     if source.spec is None:
         raise ArtifactError("it does not record how to build its network: pass the network yourself, model=…")
@@ -52,17 +52,17 @@ def rebuilt(source: Source, trust_code: bool = False) -> nn.Module:
         model = _replayed(model, source)
     except SecateursError as error:
         raise ArtifactError(f"the network {source.spec} cannot be built: {shown(str(error))}") from error
-    except Exception as error:  # of the constructor's own code
+    except Exception as error:  # from the constructor's own code
         reason = shown(str(error))[:300] or type(error).__name__
         raise ArtifactError(f"the network {source.spec} cannot be built: {reason}") from error
     return model
 
 
 def begun(source: Source | None, model: nn.Module, plan: Plan) -> nn.Module:
-    """The network that an artifact's plan is for, from a network that the user gives: a fresh one, to which the earlier
-    widenings and cuts are applied, or one that the first of them have been applied to already.
+    """Return the network that an artifact's plan is for, made from the user's network. Earlier widenings and cuts are applied
+    to it. The user's network may be a fresh one, or have some of the first steps already applied.
 
-    Raises PlanError if the plan fits none of them.
+    Raises PlanError if the plan does not fit in any of these cases.
     """
     steps = [] if source is None else _steps(source)
     for first in range(len(steps) + 1):
@@ -72,7 +72,7 @@ def begun(source: Source | None, model: nn.Module, plan: Plan) -> nn.Module:
                 begins = step(begins)
             plan.check(begins)
             return begins
-        except Exception as error:  # of a damaged record, too
+        except Exception as error:  # also from a damaged record
             fault: Exception = error
     if not steps and isinstance(fault, SecateursError):
         raise fault
@@ -84,14 +84,14 @@ def begun(source: Source | None, model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _replayed(model: nn.Module, source: Source) -> nn.Module:
-    """A network after its earlier widenings and cuts."""
+    """Apply the earlier widenings and cuts to a network."""
     for step in _steps(source):
         model = step(model)
     return model
 
 
 def _steps(source: Source) -> list[Callable[[nn.Module], nn.Module]]:
-    """The earlier widenings and cuts of a network, in their order."""
+    """Return the earlier widenings and cuts of a network, in order."""
     steps: list[Callable[[nn.Module], nn.Module]] = []
     for i, record in enumerate([*source.widen, None]):
         steps += [partial(apply, plan=cut.plan.plan("Its plan")) for cut in source.plans if cut.after == i]
@@ -152,7 +152,7 @@ class _Memory(DispatchMode):
 
 
 def after_cut(source: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """The source of a network after this cut; each cut records how many widenings came before it."""
+    """Return the source of a network after this cut. Each cut records how many widenings came before it."""
     record = {"after": len(source.get("widen", [])), "plan": json.loads(plan.to_json())}
     return {**source, "plans": [*source.get("plans", []), record]}
 
@@ -165,19 +165,19 @@ def remember(model: nn.Module, source: dict[str, Any]) -> None:
 
 
 def remember_cut(small: nn.Module, source: Mapping[str, Any] | None, plan: Plan) -> None:
-    """Record on a network how it was built: by this cut of a network with this source (see `source_of`)."""
+    """Record on a network that it was made by this cut of a network with this source (see `source_of`)."""
     remember(small, after_cut(UNKNOWN if source is None else source, plan))
 
 
 def remember_widened(wide: nn.Module, model: nn.Module, record: dict[str, Any]) -> None:
-    """Record on a network how it was built from the one that it was widened from; see `Growth.record`."""
+    """Record on a network that it was made by widening this model; see `Growth.record`."""
     source = source_of(model) or UNKNOWN
     remember(wide, {**source, "widen": [*source.get("widen", []), record]})
 
 
 def source_of(model: nn.Module) -> dict[str, Any] | None:
-    """How to rebuild this network. Of one that was not made by `build`, or was modified since, the widenings and cuts alone,
-    without a spec; None if there are none, or if its parameters are not those that they left."""
+    """Return how to rebuild this network. If `build` did not make it, or it was modified since, only its widenings and cuts are
+    returned, without a spec. None if there are none, or if its parameters have changed in name or shape since."""
     source = getattr(model, "secateurs_source", None)
     structure, shapes, unset = getattr(model, "secateurs_built", None) or (None, None, ())
     if not isinstance(source, dict) or shapes != _shapes(model):
@@ -189,12 +189,12 @@ def source_of(model: nn.Module) -> dict[str, Any] | None:
 
 
 def spec_of(model: nn.Module) -> str | None:
-    """The spec that this network can be rebuilt from, if there is one."""
+    """Return the spec that this network can be rebuilt from, if there is one."""
     return (source_of(model) or UNKNOWN)["spec"]
 
 
 def _is_json(source: dict[str, Any]) -> bool:
-    """False for an option that cannot be serialized."""
+    """Whether all options can be serialized."""
     try:
         return json.loads(json.dumps(source)) == source
     except (TypeError, ValueError):
@@ -202,17 +202,16 @@ def _is_json(source: dict[str, Any]) -> bool:
 
 
 def _shapes(model: nn.Module) -> str:
-    """A fingerprint of the parameters' names and shapes."""
+    """Return a fingerprint of the parameters' names and shapes."""
     shapes = sorted((name, tuple(p.shape)) for name, p in model.named_parameters())
     return hashlib.sha256(repr(shapes).encode()).hexdigest()
 
 
 def _structure(model: nn.Module, unset: Sequence[str]) -> str:
-    """A fingerprint that detects edits of a network: another stride, a replaced module, a forward of
-    its own.
+    """Return a fingerprint that detects edits of a network, such as another stride, a replaced module, or a replaced forward.
 
-    unset: attributes that were None when the network was built, and may hold a value since its first forward, as the scales of
-    torchvision's MultiScaleRoIAlign do.
+    unset: attributes that were None when the network was built. They may get a value in its first forward, like the scales of
+    torchvision's MultiScaleRoIAlign.
     """
     parts: list[Any] = []
     late = set(unset)

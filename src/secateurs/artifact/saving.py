@@ -1,4 +1,4 @@
-"""Save an artifact atomically: the folder has a complete one at any time."""
+"""Save an artifact atomically: the folder holds a complete artifact at all times."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def save(
     folder: str | os.PathLike[str], model: nn.Module, plan: Plan, card: Mapping[str, Any], *, overwrite: bool = False,
     describe: Callable[[Card], str] | None = None,
 ) -> Path:  # fmt: skip
-    """Write an artifact; with `overwrite`, replace an existing one. The folder then has a complete artifact at
-    any time: the old until the new is complete on disk. Other files in it (checkpoints, logs) are not changed.
+    """Write an artifact. With `overwrite`, replace an existing one. The folder then holds a complete artifact at
+    all times: the old one until the new one is complete on disk. Other files in it (checkpoints, logs) are not changed.
     Leftovers of a killed save are replaced.
 
-    describe: makes the text of README.md from the card. A README.md that is there, and was not written by a save or was edited
-        since, is kept.
+    describe: makes the text of README.md from the card. An existing README.md is kept if no save wrote it, or if it was
+        edited since.
 
     Raises ArtifactError if the folder has an artifact and `overwrite` is not set, if it has files with these names that
-    are not an artifact (even with `overwrite`), if the network has a state that only pickle could store, if the disk is full
-    or the folder cannot be written to; existing files are then unchanged.
+    are not an artifact (even with `overwrite`), if the network has a state that only pickle could store, if the disk is full,
+    or if the folder cannot be written to. Existing files are then unchanged.
     """
     target = Path(folder)
     if on_hub(target):
@@ -93,7 +93,7 @@ def _write(
         if handle >= 0:
             os.close(handle)
     (staged / PLAN).write_text(plan.to_json())
-    shutil.copymode(staged / PLAN, staged / MODEL)  # the permissions of any new file; safetensors creates it as private
+    shutil.copymode(staged / PLAN, staged / MODEL)  # a new file's permissions; safetensors creates it as private
     body = {"format": "secateurs", "version": VERSION, "history_version": HISTORY_VERSION, **plain(card)}
     if state.record:
         body["state"] = state.record
@@ -114,8 +114,8 @@ def _write(
 
 @contextlib.contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """An empty folder in the target that this process owns until the end. Its name is always the same, so that
-    leftovers of a killed process are removed by the next save.
+    """Yield an empty folder in the target that this process owns until the end. Its name is always the same, so that
+    the next save removes the leftovers of a killed process.
 
     Raises ArtifactError if it has files that a save does not create, or if another process does not release it.
     """
@@ -143,7 +143,7 @@ def _locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
         handle = _lock(folder)
-        # The previous owner of the lock may have renamed the folder: then it is no longer this one.
+        # The previous owner of the lock may have renamed the folder, and then the handle is not of this folder.
         if handle is None or (handle >= 0 and _same(handle, folder)):
             break
         if handle >= 0:
@@ -161,7 +161,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> int | None:
-    """The handle of the lock on a folder; -1 if another process has it, None if locks are not supported."""
+    """Return the handle of the lock on a folder; -1 if another process has it, None if locks are not supported."""
     try:
         import fcntl
     except ImportError:  # Windows

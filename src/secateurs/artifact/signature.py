@@ -1,4 +1,4 @@
-"""How a network is called: what a card says so that it can be served without guessing."""
+"""The signature of a network: what a card says about calling it, so that it can be served without guessing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from secateurs.data.preprocess import Preprocess
 from secateurs.errors import ArtifactError
 from secateurs.files import shown
 
-_MOST = 2**31  # elements of an input that an example is made of
-_AXES = 64  # of a tensor, as PyTorch has it
-_DEPTH = 16  # of nested inputs
+_MOST = 2**31  # maximum elements of an input that an example is made of
+_AXES = 64  # maximum axes of a tensor, as in PyTorch
+_DEPTH = 16  # maximum depth of nested inputs
 
 
 def _dtype(name: str) -> str:
@@ -29,8 +29,9 @@ def _dtype(name: str) -> str:
 class InputRecord(Open):
     """A tensor that the network takes.
 
-    name: of a positional argument its position ("0"), of a keyword argument its name; within nested structures a path
-        ("0.boxes"). shape: of the example that the network was pruned with, its batch included.
+    name: the position of a positional argument ("0"), or the name of a keyword argument. Within nested structures, a path
+        ("0.boxes").
+    shape: the shape of the example that the network was pruned with, including the batch.
     """
 
     name: Line
@@ -43,8 +44,8 @@ class InputRecord(Open):
 
 
 class Signature(Open):
-    """inputs: what the network takes. classes: the names of its outputs, in their order; None if unknown. preprocess: how
-    images become inputs; None if unknown."""
+    """How a network is called. inputs: the tensors that it takes. classes: the names of its outputs, in order; None if unknown.
+    preprocess: how images become inputs; None if unknown."""
 
     inputs: list[InputRecord] = []
     classes: Annotated[list[Line], Field(max_length=1_000_000)] | None = None
@@ -58,10 +59,10 @@ class Signature(Open):
         return cls(inputs=_records(example_inputs), classes=names, preprocess=preprocess)
 
     def examples(self) -> Any:
-        """Zeros of the recorded shapes and dtypes, as `secateurs.trace` and others take example inputs. Nested structures are
-        lists and dicts: other types are not on record.
+        """Return zeros of the recorded shapes and dtypes, as example inputs for `secateurs.trace` and other functions. Nested
+        structures become lists and dicts, because other types are not on record.
 
-        Raises ArtifactError if there are none on record, if they are too large, or if their names are not the
+        Raises ArtifactError if no inputs are on record, if they are too large, or if their names are not the
         paths of such a structure.
         """
         if large := [x for x in self.inputs if math.prod(x.shape) > _MOST]:
@@ -86,17 +87,17 @@ class Signature(Open):
 
     @property
     def batch(self) -> int:
-        """The number of examples in the recorded inputs, as the first axis of the first says."""
+        """The number of examples in the recorded inputs, from the first axis of the first input."""
         return self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else 1
 
 
 def _rebuilt(tree: dict[str, Any]) -> Any:
-    """Nested dicts, as lists where their keys are positions."""
+    """Convert nested dicts whose keys are positions to lists."""
     found = {name: _rebuilt(x) if isinstance(x, dict) else x for name, x in tree.items()}
     if not any(name.isdecimal() for name in found):
         return found
     positions = [str(i) for i in range(len(found))]
-    if set(found) != set(positions):  # something that is no tensor stood between them
+    if set(found) != set(positions):  # a value that was not a tensor stood between them
         raise _no_examples()
     return [found[name] for name in positions]
 
@@ -115,7 +116,7 @@ def _records(example_inputs: Any) -> list[InputRecord]:
 
 
 def _named(tree: Any, path: str = "") -> list[tuple[str, Tensor]]:
-    """The tensors of a structure, each with its path."""
+    """Return the tensors of a structure, each with its path."""
     if isinstance(tree, Tensor):
         return [(path, tree)]
     if isinstance(tree, Mapping):

@@ -1,4 +1,4 @@
-"""Everything of a network that changes after it was made, as tensors and JSON: its state dict, non-persistent buffers, and
+"""Everything in a network that changes after it is built, as tensors and JSON: its state dict, non-persistent buffers, and
 extra state (`get_extra_state`)."""
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from secateurs.files import StrPath, is_archive, is_pickle, shown
 from secateurs.graph.channels import named_tensors
 from secateurs.zoo.weights import EXTRA, passing_buffers, put
 
-_DEPTH = 12  # of nested containers in extra state: a card may be nested 64 levels deep, and each takes up to three
+_DEPTH = 12  # of containers in extra state: a card may have 64 levels, and each container takes up to three
 _SCALARS = (bool, int, float, str, type(None))
 _MAPPINGS: dict[str, type] = {"dict": dict, "OrderedDict": OrderedDict}
 
 
 class StateRecord(Open):
-    """What a card says about a network's state beside its tensors.
+    """What a card says about a network's state besides its tensors.
 
-    values: entries of the state dict that are not tensors, by name. Numbers, texts and lists are as in JSON. Other values are
+    values: entries of the state dict that are not tensors, by name. Numbers, strings and lists are as in JSON. Other values are
         `{"tuple": […]}`, `{"dict": [[key, value], …]}`, `{"OrderedDict": …}`, `{"float": "nan"}`, and `{"tensor": name}`
         for a tensor of model.safetensors.
     tied: the names of parameters and buffers that are one tensor.
@@ -38,14 +38,14 @@ class StateRecord(Open):
 
 
 class State(NamedTuple):
-    """tensors: by name, those that are shared once. record: of the card."""
+    """The state of a network. tensors: by name; a shared tensor occurs once. record: what goes on the card."""
 
     tensors: dict[str, Tensor]
     record: dict[str, Any]
 
 
 def gathered(model: nn.Module) -> State:
-    """The state of a network. Raises ArtifactError, which names the module, for what cannot be stored without pickle."""
+    """Return the state of a network. Raises ArtifactError, with the module's name, if storing it would need pickle."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     extra: dict[str, Tensor] = {}
@@ -65,7 +65,7 @@ def gathered(model: nn.Module) -> State:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers, names included."""
+    """Return the SHA-256 of a network's parameters and buffers, including their names."""
     found = hashlib.sha256()
     for name, tensor in sorted(named_tensors(model).items()):
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -75,12 +75,12 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def check_state(model: nn.Module) -> None:
-    """Raise ArtifactError for a network that could not be saved: see `gathered`. To be called before work on it begins."""
+    """Raise ArtifactError for a network that could not be saved; see `gathered`. Call this before work on it begins."""
     gathered(model)
 
 
 def check_tied(model: nn.Module, record: StateRecord | None, path: StrPath) -> None:
-    """Raise ArtifactError if a network has several tensors where the saved one had one."""
+    """Raise ArtifactError if a network has several tensors where the saved network had one shared tensor."""
     own = _tensors(model)
     for keys in [] if record is None else record.tied:
         held = [key for key in keys if key in own]
@@ -94,9 +94,9 @@ def check_tied(model: nn.Module, record: StateRecord | None, path: StrPath) -> N
 def restore_(
     model: nn.Module, tensors: dict[str, Tensor], record: StateRecord | None, path: StrPath, card: StrPath
 ) -> None:
-    """Load what `gathered` gave into a network like it.
+    """Load the result of `gathered` into a network of the same structure.
 
-    path, card: the files that tensors and record come from, for messages. Raises ArtifactError for what does not fit.
+    path, card: the files that tensors and record come from, for messages. Raises ArtifactError if the state does not fit.
     """
     used: set[str] = set()
     values: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def restore_(
 def _state_dict(model: nn.Module) -> dict[str, Any]:
     try:
         return model.state_dict(keep_vars=True)
-    except Exception as error:  # of the user's get_extra_state
+    except Exception as error:  # from the user's get_extra_state
         raise ArtifactError(f"The state of the network cannot be read: {type(error).__name__}: {error}.") from error
 
 
@@ -132,7 +132,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _make_room(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Let buffers of the network's own code have the saved shape and dtype: a forward may have filled or replaced them."""
+    """Give buffers of custom modules the saved shape and dtype, because a forward may have filled or replaced them."""
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch."):
             continue
@@ -148,12 +148,12 @@ def _is_extra(key: str) -> bool:
 
 
 def _called(key: str) -> str:
-    """The module that has this entry of a state dict."""
+    """Describe an entry of a state dict: its name, or the module of an extra state."""
     return f"module {shown(key.rpartition('.')[0]) or 'the network'}" if _is_extra(key) else shown(key)
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """A tensor that shares its memory with no other, as a file needs it."""
+    """Return a tensor that does not share its memory, as files require."""
     tensor = tensor.detach()
     whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
@@ -177,7 +177,7 @@ def _check_plain(tensor: Tensor, key: str) -> None:
 
 
 def _encoded(value: Any, key: str, tensors: dict[str, Tensor], depth: int = 0) -> Any:
-    """A value in the form of `StateRecord.values`; the tensors in it are added to `tensors`."""
+    """Encode a value in the form of `StateRecord.values`. Its tensors are added to `tensors`."""
 
     def inner(x: Any) -> Any:
         return _encoded(x, key, tensors, depth + 1)
@@ -215,7 +215,7 @@ def _refused(key: str, what: str) -> ArtifactError:
 
 
 def _decoded(value: Any, tensors: Mapping[str, Tensor], used: set[str]) -> Any:
-    """The value that `_encoded` took. Raises ValueError, TypeError or KeyError for anything else."""
+    """Decode a result of `_encoded`. Raises ValueError, TypeError or KeyError for anything else."""
 
     def inner(x: Any) -> Any:
         return _decoded(x, tensors, used)
@@ -263,7 +263,7 @@ def _pair(value: Any) -> list[Any]:
 
 
 def _is_pickled(tensor: Tensor) -> bool:
-    """Whether bytes are what `pickle.dumps` or `torch.save` writes: some modules keep their extra state so, and unpickle it."""
+    """Whether bytes come from `pickle.dumps` or `torch.save`: some modules store their extra state this way and unpickle it."""
     if tensor.dtype not in (torch.uint8, torch.int8) or tensor.numel() < 2:
         return False
     head = bytes(tensor.detach().flatten()[:4].cpu().view(torch.uint8).tolist())

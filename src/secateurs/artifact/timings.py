@@ -1,4 +1,4 @@
-"""`bench.json`: what `secateurs bench --save` measured of an artifact, for `secateurs report`."""
+"""`bench.json`: the measurements of an artifact by `secateurs bench --save`, for `secateurs report`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Times(Open):
 
 
 class TargetRecord(Open):
-    """Where it was measured: see `secateurs.deploy.Target`."""
+    """The target of a measurement; see `secateurs.deploy.Target`."""
 
     runtime: Line
     threads: Count | None = None
@@ -40,7 +40,7 @@ class TargetRecord(Open):
 
 
 class Timing(Open):
-    """Two networks on one target: see `secateurs.deploy.bench.Timed`."""
+    """Two networks on one target; see `secateurs.deploy.bench.Timed`."""
 
     target: TargetRecord
     batch: Count | None = None
@@ -53,19 +53,19 @@ class Timing(Open):
 
 
 class Timings(Open):
-    """What `Bench.record` gives."""
+    """The result of `Bench.record`."""
 
     format: Literal["secateurs-bench"] = "secateurs-bench"
     version: Literal[1] = 1
-    model: Line | None = None  # SHA-256 of the network's file that was measured
+    model: Line | None = None  # SHA-256 of the measured network's file
     rows: Annotated[list[Timing], Field(max_length=1000)]
     skipped: list[Line] = []
 
 
 def save_timings(folder: StrPath, record: Mapping[str, Any]) -> str:
-    """Keep what was measured in an artifact's folder; an earlier file is replaced. Returns its path.
+    """Save measurements in an artifact's folder, and replace an earlier file. Returns the path.
 
-    Raises ArtifactError if it cannot be written, or if there is a file of that name that is none of ours.
+    Raises ArtifactError if it cannot be written, or if a file with that name exists that Secateurs did not write.
     """
     path = os.path.join(folder, TIMINGS)
     if os.path.lexists(path):
@@ -80,7 +80,6 @@ def save_timings(folder: StrPath, record: Mapping[str, Any]) -> str:
 
 
 def read_timings(folder: StrPath) -> Timings | None:
-    """What is on record about the speed of an artifact's network; None if there is nothing. Raises ArtifactError for a file
-    that is damaged."""
+    """Return the measured speed of an artifact's network; None if there is no file. Raises ArtifactError for a damaged file."""
     path = os.path.join(folder, TIMINGS)
     return read_json(path, Timings) if os.path.lexists(path) else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator seeded by a tuple of integers, such as (seed, epoch, batch); nearby tuples are unrelated."""
+    """Return a CPU generator seeded by integers, such as (seed, epoch, batch). Similar tuples give unrelated numbers."""
     state = np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
@@ -23,7 +23,7 @@ class Augment:
     flip: bool = True
 
     def draw(self, count: int, source: torch.Generator) -> Draws:
-        """The random numbers for `count` images; drawn on the CPU, so that they are the same on every device."""
+        """Draw the random numbers for `count` images. The CPU draws them, so that they are the same on every device."""
         offsets = torch.randint(-self.pad, self.pad + 1, (count, 2), generator=source)
         flips = torch.randint(0, 2, (count,), generator=source).bool() & self.flip
         return Draws(offsets, flips)
@@ -40,11 +40,11 @@ class Draws:
         return Draws(self.offsets[rows], self.flips[rows])
 
     def to(self, device: torch.device) -> Draws:
-        """On this device, without waiting for it."""
+        """Move the numbers to this device without waiting for it."""
         return Draws(*(x.to(device, non_blocking=True) for x in (self.offsets, self.flips)))
 
     def pixels(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """The source row and column of each pixel: (N, H, 1) and (N, 1, W)."""
+        """Return the source row and column of each pixel: (N, H, 1) and (N, 1, W)."""
         device = self.flips.device
         rows = _reflect(torch.arange(height, device=device) + self.offsets[:, :1], height)  # (N, H)
         columns = torch.arange(width, device=device).expand(len(self.flips), width)
@@ -60,7 +60,7 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 
 def gather(images: Tensor, which: Tensor, draws: Draws | None) -> Tensor:
-    """The images `which` (N,) of (count, H, W, C), each cropped and flipped as drawn: (N, H, W, C)."""
+    """Select the images `which` (N,) of (count, H, W, C), and crop and flip each as drawn. Returns (N, H, W, C)."""
     if draws is None:
         return images[which]
     rows, columns = draws.to(images.device).pixels(images.shape[1], images.shape[2])

@@ -23,12 +23,12 @@ class Data:
     """Training batches, and optionally validation batches, class names, the shape of one input, and how images become inputs.
 
     train, val: any iterable of `(inputs, targets)` batches that can be iterated repeatedly, or a function that returns
-    one. Training batches may also be inputs only, wherever labels are not read: a tensor, a tuple of one, or a dict of
+    one. Where labels are not used, training batches may be inputs only: a tensor, a tuple of one tensor, or a dict of
     keyword arguments. With functions of your own that read a batch (`step`, `forward`), batches may be anything that holds
     tensors. `batches()` checks each batch.
     classes, preprocess: are recorded on the card of what is pruned with the data, see `secateurs.card`.
 
-    Raises DataError for what cannot be batches; each batch is checked when it is used.
+    Raises DataError if `train` or `val` cannot be batches. Each batch is checked when it is used.
     """
 
     train: Any
@@ -68,7 +68,7 @@ class Data:
         return data if isinstance(data, cls) else cls(train=data)
 
     def batches(self, split: str = "train") -> Iterator[Batch]:
-        """The batches of `train` or `val`, each checked to be a pair of inputs and targets."""
+        """Iterate over the batches of `train` or `val`, and check that each is a pair of inputs and targets."""
         for index, batch in enumerate(self._pass(split)):
             yield paired(batch, index, split)
 
@@ -85,7 +85,7 @@ class Data:
 
 
 def no_batch(source: Any, split: str) -> str:
-    """The message about a pass that yields no batch."""
+    """Return the message for a pass that yields no batch."""
     if isinstance(source, Iterator):
         return (
             f"{split} yields no batch: it is a one-shot iterator, which is used up after one pass. Pass a list, a "
@@ -95,7 +95,7 @@ def no_batch(source: Any, split: str) -> str:
 
 
 def with_tensors(batch: Any, index: int, split: str) -> list[Tensor]:
-    """The tensors of a batch of any structure. Raises DataError if there is none."""
+    """Return the tensors of a batch of any structure. Raises DataError if there are none."""
     if found := leaves(batch):
         return found
     raise DataError(
@@ -104,7 +104,7 @@ def with_tensors(batch: Any, index: int, split: str) -> list[Tensor]:
 
 
 def held(batch: Any, index: int, split: str) -> Any:
-    """A batch of any structure. Raises DataError if it holds no tensor, or no example."""
+    """Return a batch of any structure as it is. Raises DataError if it holds no tensors or no examples."""
     found = with_tensors(batch, index, split)
     if not examples(batch):
         raise DataError(
@@ -114,8 +114,8 @@ def held(batch: Any, index: int, split: str) -> Any:
 
 
 def checked(batch: Any, index: int, split: str) -> tuple[Any, Tensor | None]:
-    """The batch as inputs and targets, None where it is inputs only: a tensor, a dict, or a tuple of one of them, or of a
-    tuple of several tensors. Raises DataError for anything else, and for an empty batch."""
+    """Split a batch into inputs and targets. Targets are None if the batch is inputs only: a tensor, a dict, or a tuple
+    with one item, which is a tensor, a dict or a tuple of tensors. Raises DataError for any other or an empty batch."""
     alone = isinstance(batch, (tuple, list)) and len(batch) == 1
     single = batch[0] if alone else batch
     if not isinstance(single, Tensor | Mapping) and not (alone and isinstance(single, (tuple, list))):
@@ -131,7 +131,7 @@ def checked(batch: Any, index: int, split: str) -> tuple[Any, Tensor | None]:
 
 
 def paired(batch: Any, index: int, split: str) -> Batch:
-    """The batch as a pair of inputs and targets. Raises DataError for anything else, and for an empty batch."""
+    """Return the batch as a pair of inputs and targets. Raises DataError if it is anything else or empty."""
     where = f"Batch {index} of {split}"
     if isinstance(batch, Tensor):
         raise DataError(
@@ -144,7 +144,7 @@ def paired(batch: Any, index: int, split: str) -> Batch:
     found = leaves(inputs) if isinstance(inputs, Tensor | tuple | list | Mapping) else []
     if not found:
         raise DataError(f"{where}: inputs must be a tensor, or a tuple or dict of tensors, not {kind_of(inputs)}.")
-    if not isinstance(targets, Tensor) and leaves(targets):  # for a loss of the user's own
+    if not isinstance(targets, Tensor) and leaves(targets):  # for a custom loss
         return inputs, targets
     if not isinstance(targets, Tensor) or targets.ndim == 0:
         kind = f"a tensor of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else kind_of(targets)
@@ -158,7 +158,7 @@ def paired(batch: Any, index: int, split: str) -> Batch:
 
 
 def _pair(source: Any) -> bool:
-    """Whether this is one batch, inputs and targets, rather than a sequence of batches."""
+    """Whether this is a single batch of inputs and targets rather than a sequence of batches."""
     return (
         isinstance(source, (tuple, list))
         and len(source) == 2
@@ -168,7 +168,7 @@ def _pair(source: Any) -> bool:
 
 
 def fresh_pass(source: Any) -> Iterable[Any]:
-    """The iterable for one pass; a function is called to get it. Raises DataError if it is not iterable."""
+    """Return the iterable for one pass. A function is called to get it. Raises DataError if it is not iterable."""
     fresh = source() if callable(source) and not hasattr(source, "__iter__") else source
     if not hasattr(fresh, "__iter__") and not hasattr(fresh, "__getitem__"):
         raise DataError(f"Data must be an iterable of (inputs, targets) batches, not {a_or_an(type(fresh).__name__)}.")

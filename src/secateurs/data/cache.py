@@ -26,9 +26,9 @@ Decoded = tuple[np.ndarray, np.ndarray, list[Unreadable]]
 
 
 def decoded(split: FolderSplit, size: Size, resize: bool, *, workers: int, use_cache: bool = True) -> Decoded:
-    """The decodable images of a split, (count, H, W, 3) uint8, their indices in the split, (count,) int64, and the rest.
+    """Return the images that can be decoded, (count, H, W, 3) uint8, their indices in the split, (count,) int64, and the rest.
 
-    From the cache, memory-mapped, if no file has changed; otherwise decoded by threads and cached.
+    If no file has changed, the images come from the cache and are memory-mapped. Otherwise threads decode and cache them.
     """
     images_at, kept_at = _paths(split, size, resize)
     if use_cache and (found := _read(images_at, kept_at, split, size, resize)) is not None:
@@ -43,7 +43,7 @@ def decoded(split: FolderSplit, size: Size, resize: bool, *, workers: int, use_c
 
 
 def _paths(split: FolderSplit, size: Size, resize: bool) -> tuple[Path, Path]:
-    """Paths derived from what is read and how (a changed folder replaces its old entry), and from the state of the files."""
+    """Derive the paths from what is read and how (so a changed folder replaces its old entry) and from the files' state."""
     what = hashlib.sha256(repr((_FORMAT, str(split.root.resolve()), size, resize)).encode())
     state = hashlib.sha256()
     for file in split.files:

@@ -20,7 +20,7 @@ class Labels:
 
     @classmethod
     def of(cls, what: str, feature: Any, options: S.Options, seen: set[Any] | None) -> Labels:
-        """From the data set's own list, else from the spec, else from the values in the training data."""
+        """Take the classes from the data set's own list, else from the spec, else from the values in the training data."""
         names = getattr(feature, "names", None)
         if names is not None:
             return cls(

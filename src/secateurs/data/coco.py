@@ -32,7 +32,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class ImageEntry(BaseModel):
-    """An item of `images`. Heights and widths are read from the file where they are missing."""
+    """An item of `images`. If the height or the width is missing, both are read from the image file."""
 
     id: int | str
     file_name: str
@@ -60,10 +60,10 @@ class CategoryEntry(BaseModel):
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image, and what is on it."""
+    """An image and the boxes on it."""
 
     file: Path
-    size: Size | None  # height and width, if the annotations tell
+    size: Size | None  # height and width, if the annotations give them
     boxes: Sequence[BoxEntry]
 
 
@@ -71,8 +71,8 @@ class Annotated:
 class Boxes:
     """The images and boxes of one split.
 
-    labels: the class of each category id, from 1 (0 is the background). crowds: keep boxes around many objects (`iscrowd`),
-    which evaluation ignores and training must not see.
+    labels: the class of each category id, counted from 1 (0 is the background). crowds: keep boxes around many objects
+    (`iscrowd`), which evaluation ignores and training must not see.
     """
 
     where: str
@@ -86,8 +86,8 @@ class Boxes:
         return len(self.images)
 
     def read(self, index: int) -> Sample | Unreadable:
-        """The image (3, H, W) uint8, and of its B boxes a dict: `boxes` (B, 4) float32 as x1, y1, x2, y2 in pixels, `labels`
-        (B,) int64, `iscrowd` (B,) int64 and `area` (B,) float32."""
+        """Return the image, (3, H, W) uint8, and a dict of its B boxes: `boxes` (B, 4) float32 as x1, y1, x2, y2 in pixels,
+        `labels` (B,) int64, `iscrowd` (B,) int64 and `area` (B,) float32."""
         one = self.images[index]
         rgb = pixels(one.file, shown(one.file))
         if isinstance(rgb, Unreadable):
@@ -107,7 +107,7 @@ class Boxes:
         boxes = corners.clamp(min=torch.zeros(4), max=torch.tensor([width, height, width, height]))
         whole = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         areas = [float(a) if e.area is None else e.area for e, a in zip(kept, whole, strict=True)]
-        seen = (boxes[:, 2:] > boxes[:, :2]).all(1)  # some of the image
+        seen = (boxes[:, 2:] > boxes[:, :2]).all(1)  # boxes that overlap the image
         return {
             "boxes": boxes[seen].float(),
             "labels": torch.tensor([self.labels[entry.category_id] for entry in kept], dtype=torch.long)[seen],
@@ -120,7 +120,7 @@ class Boxes:
 
     @cached_property
     def sizes(self) -> list[Size]:
-        """Of all images; (0, 0) if it cannot be read."""
+        """The sizes of all images; (0, 0) for an image that cannot be read."""
 
         def known(one: Annotated) -> Size:
             found = one.size or size_of(one.file, shown(one.file))
@@ -131,14 +131,15 @@ class Boxes:
 
 
 def open_coco(rest: str, workers: int, skip: bool, classes: int | None) -> tuple[Boxes, Boxes | None, tuple[str, ...]]:
-    """The training and validation images of `PATH?train=FILE&val=FILE`, and the names of the classes.
+    """Return the training and validation images of `PATH?train=FILE&val=FILE`, and the names of the classes.
 
     Without options, each split's annotations are `annotations/instances_<split>*.json`, `instances_<split>*.json`, or
-    `<split>/_annotations.coco.json`, and its images are in a folder of the split's name (`train2017` for
-    `instances_train2017.json`), alone or within `images`, in `images`, beside the annotations, or in PATH. `val=none` for no
-    validation. Categories are numbered from 1, in the order of their ids; if there are fewer than `classes`, by their ids.
+    `<split>/_annotations.coco.json`. Its images are in a folder with the split's name (`train2017` for
+    `instances_train2017.json`), in that folder within `images`, in `images`, next to the annotations, or in PATH. `val=none`
+    omits validation. Categories are numbered from 1 in the order of their ids; if there are fewer than `classes`, each keeps
+    its id.
 
-    skip: leave out what cannot be read. Raises SpecError for other options, DataError for data that is not valid.
+    skip: leave out what cannot be read. Raises SpecError for other options, and DataError for invalid data.
     """
     name, options = S.parse(rest)
     if other := [key for key, value in vars(options).items() if value is not None and key not in SPLITS]:
@@ -165,7 +166,7 @@ def open_coco(rest: str, workers: int, skip: bool, classes: int | None) -> tuple
 
 
 def _numbered(names: dict[int, str], classes: int | None, where: str) -> tuple[dict[int, int], tuple[str, ...]]:
-    """The class of each category id, from 1, and the names of the classes."""
+    """Return the class of each category id, counted from 1, and the names of the classes."""
     ids = sorted(names)
     if classes is None or classes == len(ids):
         return {identity: i for i, identity in enumerate(ids, 1)}, tuple(names[identity] for identity in ids)
@@ -178,7 +179,7 @@ def _numbered(names: dict[int, str], classes: int | None, where: str) -> tuple[d
 
 
 def _annotations(root: Path, split: str, given: str | None) -> Path:
-    """The file of annotations of a split."""
+    """Find the annotation file of a split."""
     if given is not None:
         return root / given
     for name in SPLITS[split]:
@@ -207,7 +208,7 @@ def _annotations(root: Path, split: str, given: str | None) -> Path:
 
 
 def _read(root: Path, split: str, file: Path, workers: int, skip: bool) -> tuple[Boxes, dict[int, str]]:
-    """The images of a split, and the names of categories by id."""
+    """Read the images of a split, and the names of categories by id."""
     where = shown(file)
     tree = _json(file)
     categories = _entries(tree, "categories", CategoryEntry, where, skip=False)
@@ -261,7 +262,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _entries(tree: dict[str, Any], name: str, schema: type[M], where: str, skip: bool) -> list[M]:
-    """The items of a list, validated. skip: leave out those that are not valid, with a warning."""
+    """Validate and return the items of a list. skip: leave out invalid items with a warning."""
     items = tree.get(name)
     if not isinstance(items, list):
         raise DataError(f"{where} is not in COCO's format: {name!r} must be a list.")
@@ -296,7 +297,7 @@ def _complain(wrong: list[str], total: int, where: str, skip: bool) -> None:
 
 
 def _folder(root: Path, split: str, file: Path, images: Sequence[ImageEntry]) -> Path:
-    """Where the images of a split are: the first of the usual places that has the first of them (or one of a few more)."""
+    """Find the folder of a split's images: the first of the usual places that has any of the first ten images."""
     places = list(dict.fromkeys(_places(root, split, file)))
     for place in places:
         if any((place / image.file_name).is_file() for image in images[:10]):

@@ -11,7 +11,7 @@ from secateurs.errors import DataError
 
 
 def count(file: str, label: str, values: bool) -> tuple[int | None, set[Any] | None]:
-    """The number of examples and the classes of a shard, as far as they can be determined without reading its images."""
+    """Return the number of examples and the classes of a shard. Each is None if it cannot be found without reading images."""
     try:
         if file.endswith(".parquet"):
             return _count_parquet(file, label, values and "://" not in file)
@@ -38,7 +38,7 @@ _MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 def _count_tar(file: str, label: str) -> tuple[int, set[Any] | None]:
-    """From the headers: consecutive files with the same name except for the suffix are one example."""
+    """Count examples from the headers. Consecutive files with the same name except for the suffix are one example."""
     count, last = 0, None
     values: set[Any] | None = set()
     with tarfile.open(file, "r:") as archive:
@@ -53,8 +53,8 @@ def _count_tar(file: str, label: str) -> tuple[int, set[Any] | None]:
                 text = archive.extractfile(member).read()  # type: ignore[union-attr]
                 values.add(int(text) if ending in ("cls", "cls2") else text.decode().strip())
             elif ending == label.partition(".")[0]:
-                values = None  # inside a JSON file
-            archive.members = []  # type: ignore[attr-defined]  # or it would remember them all
+                values = None  # the label is inside a JSON file
+            archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every member in memory
         if 0 < Path(file).stat().st_size - archive.offset < tarfile.BLOCKSIZE:
             raise ValueError("it ends in the middle of a file's header")
     return count, values

@@ -1,4 +1,4 @@
-"""Decode images to batches in threads, a few batches ahead of the one in use."""
+"""Decode images into batches in threads, a few batches ahead of the one in use."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ EncodedBatch = tuple[list[Encoded], Tensor, "Draws | None"]  # with targets (N,)
 
 
 class Decoder:
-    """An image that cannot be read raises DataError; with `skip` it is left out of its batch, counted in `skipped` and reported
-    once.
+    """Decodes images in threads. An image that cannot be read raises DataError. With `skip`, it is left out of its batch and
+    counted in `skipped`, and only the first such image is reported.
 
     alone: no other process waits for our batches, so an empty last batch may be dropped.
     """
@@ -42,7 +42,7 @@ class Decoder:
         return len(self._skipped)
 
     def run(self, batches: Iterator[EncodedBatch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (N, H, W, 3) uint8 and targets (N,), on the device. The batches are drawn in a separate thread."""
+        """Yield images (N, H, W, 3) uint8 and targets (N,), on the device. A separate thread fetches the encoded batches."""
         pending: deque[tuple[EncodedBatch, list[Future[np.ndarray | Unreadable]]]] = deque()
         pool, reader = ThreadPoolExecutor(self.workers), ThreadPoolExecutor(1)
         try:

@@ -14,9 +14,9 @@ _SPLIT_SEED = 0  # the validation split is part of the data set, independent of 
 
 
 def digits(size: int = 32) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((images, targets) for training, and for validation): (count, size, size, 3) uint8 and (count,) int64.
+    """Return (images, targets) for training and for validation: (count, size, size, 3) uint8 and (count,) int64.
 
-    A fifth of each class is for validation. The 8×8 originals are enlarged, and gray is repeated in three channels.
+    A fifth of each class is held out for validation. The 8×8 originals are enlarged, and gray is repeated in three channels.
     """
     try:
         from sklearn.datasets import load_digits

@@ -24,7 +24,7 @@ class FolderSplit:
     """The images of one split: a folder of class folders."""
 
     root: Path
-    files: list[Path]  # regular ones
+    files: list[Path]  # regular files
     labels: np.ndarray  # (count,) int64
     unreadable: tuple[Unreadable, ...] = ()  # other entries
 
@@ -37,10 +37,10 @@ class FolderSplit:
 
 
 def scan(path: Path) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
-    """The training and validation images of a folder, and its classes. Raises DataError if they are not valid.
+    """Return the training and validation images of a folder, and its classes. Raises DataError if they are not valid.
 
-    Hidden files and folders are skipped. Links to files and to class folders are followed, other links to folders
-    are not. Only regular files can be images; the rest is `unreadable`.
+    Hidden files and folders are skipped. Links to files and to class folders are followed. Other links to folders
+    are not. Only regular files can be images; other entries are `unreadable`.
     """
     try:
         return _scan(path)
@@ -86,14 +86,14 @@ def is_folder(path: Path) -> bool:
 
 
 def instead(path: Path) -> str:
-    """What is found in place of a folder, in parentheses."""
+    """Say, in parentheses, what is in place of a missing folder. Empty if there is nothing."""
     if not os.path.lexists(path):
         return ""
     return f" ({shown(path)} is {'a file' if os.path.exists(path) else 'a broken link'})"
 
 
 def _folders(root: Path) -> tuple[list[str], list[Unreadable]]:
-    """The names of the class folders in order, and broken links that may have pointed to one."""
+    """Return the sorted names of the class folders, and broken links that may have pointed to one."""
     names, broken = [], []
     with os.scandir(root) as entries:
         for entry in entries:
@@ -108,12 +108,12 @@ def _folders(root: Path) -> tuple[list[str], list[Unreadable]]:
 
 
 def _some(names: list[str], root: Path) -> str:
-    """The first of the classes, with what `root` has in place of the folder."""
+    """Name the first five classes, each with what `root` has in place of its folder."""
     return ", ".join(shown(name) + instead(root / name) for name in names[:5]) + ("…" if len(names) > 5 else "")
 
 
 def _mode(entry: os.DirEntry[str]) -> int | str:
-    """The file's mode, following links; or the reason that it cannot be read."""
+    """Return the file's mode, following links, or the reason that it cannot be read."""
     try:
         if entry.is_file(follow_symlinks=False):
             return stat.S_IFREG
@@ -142,7 +142,7 @@ def _split(root: Path, classes: list[str], broken: list[Unreadable]) -> FolderSp
 
 
 def images_in(folder: Path) -> tuple[list[Path], list[Unreadable]]:
-    """The images in a folder in order, and entries that are not images."""
+    """Return the sorted images in a folder, and entries that cannot be read as images."""
     found: list[Path] = []
     bad: list[Unreadable] = []
     waiting = [folder]
@@ -171,10 +171,10 @@ def images_in(folder: Path) -> tuple[list[Path], list[Unreadable]]:
 
 
 def readable(split: FolderSplit, size: Size, resize: bool, workers: int) -> FolderSplit:
-    """The split without the images whose header cannot be read: headers are checked here, without decoding.
+    """Return the split without the images whose header cannot be read. Images are not decoded.
 
-    Only for up to `HEADERS` images: otherwise errors appear when images are decoded. Raises DataError for an image that
-    is valid but cannot be used, and if no image is left.
+    A split of more than `HEADERS` images is returned unchecked: its errors appear when images are decoded. Raises DataError
+    for an image that is valid but cannot be used, and if no image is left.
     """
     if len(split) > HEADERS:
         return split

@@ -38,7 +38,7 @@ class Opened:
 
 
 def open_hf(rest: str, image_size: int | None, memory_limit: int, decoder: MakeDecoder) -> Opened:
-    """A data set by its name on the Hub; a folder of images, of Parquet files, of `save_to_disk`; a Parquet file."""
+    """Open a name on the Hub, a folder (of images, of Parquet files, or written by `save_to_disk`), or a Parquet file."""
     datasets = O.library()
     name, options = S.parse(rest)
     what, path = f"hf:{shown(name)}", Path(name).expanduser()
@@ -52,7 +52,7 @@ def open_hf(rest: str, image_size: int | None, memory_limit: int, decoder: MakeD
 
 
 def open_wds(rest: str, image_size: int | None, decoder: MakeDecoder) -> Opened:
-    """WebDataset shards: tar files in which files with the same name and different suffixes form an example."""
+    """Open WebDataset shards: tar files in which files with the same name and different suffixes form an example."""
     datasets = O.library()
     name, options = S.parse(rest)
     what = f"wds:{shown(name)}"
@@ -181,7 +181,7 @@ def _streams(
 
 @dataclass(frozen=True)
 class _Reader:
-    """The rows of a shard, from number `skip` on."""
+    """Reads the rows of a shard, from row `skip` on."""
 
     stream: Any
     names: list[str]
@@ -208,7 +208,7 @@ class _Reader:
 
 
 def _union(sets: list[set[Any] | None]) -> set[Any] | None:
-    """None if any is unknown, or there are none."""
+    """Return the union of the sets; None if any is unknown, or there are none."""
     known = [s for s in sets if s is not None]
     return set().union(*known) if known and len(known) == len(sets) else None
 

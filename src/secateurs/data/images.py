@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def first_size(files: Iterable[Path | bytes], where: Path | str) -> Size:
-    """(height, width) of the first readable image, which the others must match."""
+    """Return (height, width) of the first readable image, which the others must match."""
     count, first = 0, None
     for count, file in enumerate(files, 1):  # noqa: B007
         try:
@@ -34,9 +34,9 @@ def first_size(files: Iterable[Path | bytes], where: Path | str) -> Size:
 
 
 def decode(file: Path | bytes, size: Size, resize: bool, name: str | None = None) -> np.ndarray | Unreadable:
-    """Decode one image, from a file or bytes, to RGB (H, W, 3) uint8; or return why it cannot be read. name: for messages.
+    """Decode one image, from a file or bytes, to RGB (H, W, 3) uint8, or return why it cannot be read. name: for messages.
 
-    With `resize`, the shorter side is resized and the center is cropped; without, raises DataError for another size.
+    With `resize`, the shorter side is resized and the center is cropped. Without it, another size raises DataError.
     """
     height, width = size
     name = name or _name(file)
@@ -56,7 +56,7 @@ def decode(file: Path | bytes, size: Size, resize: bool, name: str | None = None
 
 
 def pixels(file: Path | bytes, name: str | None = None) -> np.ndarray | Unreadable:
-    """An image of any size as RGB (H, W, 3) uint8, or why it cannot be read. name: for messages."""
+    """Decode an image of any size to RGB (H, W, 3) uint8, or return why it cannot be read. name: for messages."""
     name = name or _name(file)
 
     def read(image: Any) -> np.ndarray:
@@ -67,8 +67,8 @@ def pixels(file: Path | bytes, name: str | None = None) -> np.ndarray | Unreadab
 
 
 def indices(file: Path | bytes, name: str) -> np.ndarray | Unreadable:
-    """A mask of class indices, (H, W) integers, or why it cannot be read: palette indices, or the values of one channel of 8 or
-    16 bits. Raises DataError for images of several channels."""
+    """Decode a mask of class indices to (H, W) integers, or return why it cannot be read. The indices are palette indices, or
+    the values of one channel of 8 or 16 bits. Raises DataError for images with several channels."""
 
     def read(image: Any) -> np.ndarray:
         if image.mode.partition(";")[0] not in ("1", "L", "P", "I"):
@@ -82,7 +82,7 @@ def indices(file: Path | bytes, name: str) -> np.ndarray | Unreadable:
 
 
 def size_of(file: Path | bytes, name: str) -> Size | Unreadable:
-    """(height, width), from the header; or why it cannot be read."""
+    """Return (height, width) from the header, or why the image cannot be read."""
     return _attempt(file, name, lambda image: (image.height, image.width))
 
 
@@ -105,7 +105,7 @@ def _rgb(image: Any) -> Any:
 def check_header(file: Path, size: Size, resize: bool) -> Unreadable | None:
     """Check an image without decoding it. Returns the reason that it cannot be read, or None.
 
-    Raises DataError for an image for which `decode` would raise it.
+    Raises DataError where `decode` would.
     """
     name = _name(file)
     return _attempt(file, name, lambda image: _check_usable(image, size, resize, name))
@@ -129,7 +129,7 @@ def _check_depth(image: Any, name: str) -> None:
 
 @contextmanager
 def _image(file: Path | bytes) -> Iterator[Any]:
-    """The image opened by Pillow, with its header read."""
+    """Open an image with Pillow, which reads its header."""
     pillow = _pillow()
     with io.BytesIO(file) if isinstance(file, bytes) else opened(file) as source, pillow.open(source) as image:
         yield image

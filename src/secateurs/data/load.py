@@ -61,28 +61,29 @@ def load(
       `wds:train-{000..123}.tar,val-{00..06}.tar`.
 
     The last two take options, `hf:NAME?image=img&label=fine_label`: the columns `image` and `label`, `config`, the
-    splits `train` and `val` (`val=none` for no validation), `classes` (their number, or names with commas), `train_size` and
-    `val_size` if the data does not define them, and `stream` (`true`, `false`). `hf:` data is read from a copy on disk, in any
-    order; if it is larger than `memory_limit` it is streamed, as `wds:` data always is: shards are distributed to the
-    processes, nothing is cached, and an epoch can still be resumed at any batch. See `StreamLoader`.
+    splits `train` and `val` (`val=none` for no validation), `classes` (their number, or comma-separated names), `train_size`
+    and `val_size` if the data does not define them, and `stream` (`true`, `false`). `hf:` data is read from a copy on disk,
+    in any order. If it is larger than `memory_limit`, it is streamed, as `wds:` data always is: shards are distributed to
+    the processes, nothing is cached, and an epoch can still be resumed at any batch. See `StreamLoader`.
 
-    Inputs are (N, channels, H, W) float32 in [0, 1], normalized by `normalize` (`imagenet`, `cifar10`, `none`, or a mean and
-    a standard deviation per color, or one of each for all), on `device`. Images are read as RGB; `channels=1` makes them
-    grayscale. Targets are (N,) int64, in the order of the sorted class names. Training
-    batches are shuffled and, with `augment`, cropped after reflected padding (an eighth of the side, 4 pixels of 32;
-    digits 2) and flipped (not digits); validation batches are in order and not augmented.
+    Inputs are (N, channels, H, W) float32 on `device`, scaled to [0, 1] and normalized by `normalize` (`imagenet`, `cifar10`,
+    `none`, or a mean and a standard deviation per color, or one of each for all). Images are read as RGB; `channels=1` makes
+    them grayscale. Targets are (N,) int64, in the order of the sorted class names.
 
-    `image_size` resizes the shorter side and crops the center; without it all images must have one size. Images that
+    Training batches are shuffled. With `augment`, images are cropped after reflected padding (an eighth of the side, at least
+    4 pixels; for digits, a sixteenth) and flipped (except digits). Validation batches are in order and not augmented.
+
+    `image_size` resizes the shorter side and crops the center. Without it, all images must have the same size. Images that
     take up to `memory_limit` bytes when decoded are decoded once and, with `cache`, cached for the next start; larger sets are
     decoded on demand by `workers` threads. `batch_size` is the total over all `world_size` processes.
 
     Files that cannot be read (damaged images, broken links, a FIFO in place of a file, no permission) raise an
-    error that counts them and names the first; with `skip_unreadable` they are skipped with a warning, and counted in
-    `data.train.skipped` and `data.val.skipped`. This is checked before returning if the images are
-    decoded at the start; for larger folders every header is read (for more than 100,000 images, it is
-    only checked that they are regular files); other errors appear when images are decoded, as in `hf:` and `wds:` data.
+    error that counts them and names the first. With `skip_unreadable`, they are skipped with a warning and counted in
+    `data.train.skipped` and `data.val.skipped`. Images that are decoded at the start are all checked before `load` returns.
+    In larger folders, every header is read; with more than 100,000 images, each file is only checked to be a regular file.
+    Other errors appear when images are decoded, as they do in `hf:` and `wds:` data.
 
-    Raises SpecError for an invalid spec, DataError for data that is not valid or cannot be read.
+    Raises SpecError for an invalid spec, and DataError for data that is invalid or cannot be read.
     """
     if batch_size < 1:
         raise DataError(Setting("batch_size", batch_size), " must be at least 1.")
@@ -148,12 +149,12 @@ def load(
 
 
 def default_workers() -> int:
-    """How many threads decode images."""
+    """Return the default number of threads that decode images."""
     return min(16, os.cpu_count() or 1)
 
 
 def _meant(spec: str) -> str:
-    """What to write for a spec that is not valid: what it names on disk, or what is like it."""
+    """Suggest a spec for one that is not valid, from what it names on disk or from the most similar form."""
     path, known = Path(spec).expanduser(), ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL")
     if path.is_dir():
         family = "hf" if any(path.glob("*.parquet")) or (path / "dataset_info.json").is_file() else "folder"
@@ -174,7 +175,7 @@ def _folder(
     splits: list[FolderSplit], size: Size, resize: bool, workers: int, device: torch.device, *, alone: bool, cache: bool,
     memory_limit: int, skip: bool,
 ) -> list[Source | StreamSource | None]:  # fmt: skip
-    """The sources of a folder's splits, after a check of which files can be read."""
+    """Return the sources of a folder's splits, after checking which files can be read."""
     total = sum(split.total for split in splits)
     if sum(map(len, splits)) * size[0] * size[1] * 3 > memory_limit:
         splits = [readable(split, size, resize, workers) for split in splits]
@@ -190,14 +191,14 @@ def _folder(
 
 
 def checked_channels(channels: int) -> int:
-    """The channels of an image. Raises DataError for a number that is not valid."""
+    """Return the number of channels. Raises DataError if it is not valid."""
     if channels not in (1, 3):
         raise DataError(Setting("channels", channels), " must be 3 (RGB) or 1 (grayscale).")
     return channels
 
 
 def statistics(normalize: str | Statistics | OneOfEach) -> Statistics:
-    """The means and standard deviations of the three colors. Raises DataError for what is not valid."""
+    """Return the means and standard deviations of the three colors. Raises DataError if `normalize` is not valid."""
     if isinstance(normalize, str):
         if normalize not in NORMALIZATIONS:
             raise DataError(Setting("normalize", normalize), f" is not valid. {nearest(normalize, NORMALIZATIONS)}")

@@ -28,7 +28,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def stream(self, batches: Iterator[tuple[Tensor, Draws | None]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each (indices (N,), draws): images (N, H, W, 3) uint8 and targets (N,), on the source's device."""
+        """Yield images (N, H, W, 3) uint8 and targets (N,) for each (indices (N,), draws), on the source's device."""
 
 
 class ArraySource:
@@ -91,7 +91,7 @@ class Loader:
 
     Order and augmentation depend only on (seed, epoch, batch index), so an epoch can be resumed at any batch
     (`iter_from`), and `world_size` processes get consecutive rows of the same global batch of `batch_size`.
-    (If the last batch has fewer rows than there are processes, each gets all of it: no process may be without a row.)
+    If the last batch has fewer rows than there are processes, each process gets all of it, because none may be without a row.
     """
 
     def __init__(
@@ -147,19 +147,19 @@ class Loader:
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def whole(self) -> Loader:
-        """The same loader, not split between processes."""
+        """Return a copy of this loader that is not split between processes."""
         other = copy.copy(self)
         other.rank, other.world_size = 0, 1
         return other
 
     def plain(self) -> Loader:
-        """The same loader, not split between processes and without augmentation."""
+        """Return a copy of this loader that is not split between processes and does not augment."""
         other = self.whole()
         other.augment = None
         return other
 
     def reseeded(self, seed: int) -> Loader:
-        """The same loader at epoch 0, with another order and other augmentation."""
+        """Return a copy of this loader at epoch 0 whose order and augmentation come from another seed."""
         other = copy.copy(self)
         other.seed, other.epoch = seed, 0
         return other
@@ -172,7 +172,7 @@ class Loader:
         return self.iter_from(0)
 
     def iter_from(self, batch_index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's batches from `batch_index` on, the same as in an uninterrupted epoch."""
+        """Iterate over the epoch from batch `batch_index` on. The batches are the same as in an uninterrupted epoch."""
         if not 0 <= batch_index <= len(self):
             raise DataError(f"There is no batch {batch_index}: an epoch has {len(self)}.")
         return self._iterate(self.epoch, batch_index)
@@ -185,7 +185,7 @@ class Loader:
             yield self.normalized(images.permute(0, 3, 1, 2)), targets  # (N, 3, H, W)
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Images (…, 3, H, W) uint8 as (…, channels, H, W) float32."""
+        """Convert images (…, 3, H, W) uint8 to normalized (…, channels, H, W) float32."""
         x = normalized(images, self._scale, self._shift)
         return x if self.channels == 3 else luminance(x)
 
@@ -199,7 +199,7 @@ class Loader:
             yield indices[mine], self._augmentation(epoch, batch, high - low, mine)
 
     def _augmentation(self, epoch: int, batch: int, rows: int, mine: slice) -> Draws | None:
-        """The random numbers of the whole batch, of which this process takes its rows."""
+        """Draw the random numbers of the whole batch, and return those of this process's rows."""
         if self.augment is None:
             return None
         return self.augment.draw(rows, generator(self.seed, epoch, batch))[mine]

@@ -22,7 +22,7 @@ from secateurs.data.unreadable import Unreadable, report_unreadable
 from secateurs.errors import DataError, Setting
 from secateurs.files import shown
 
-IGNORED = -100  # the target of pixels that don't count: cross-entropy's
+IGNORED = -100  # the target of pixels that don't count, as in cross-entropy
 FOLDERS = ("val", "validation", "test")
 CHECKED = 5000  # masks of a split that are read before a run
 _NAMED = 3  # files that a message names
@@ -32,7 +32,7 @@ log = logging.getLogger("secateurs")
 
 @dataclass(frozen=True)
 class Pairs:
-    """The images and masks of one split, still encoded. pair(index): both, called by several threads."""
+    """The images and masks of one split, still encoded. pair(index): an image and its mask; several threads call it."""
 
     where: str
     pair: Callable[[int], tuple[Encoded, ...]]
@@ -44,7 +44,7 @@ class Pairs:
         return self.count
 
     def read(self, index: int) -> Sample | Unreadable:
-        """The image (3, H, W) uint8 and the mask (H, W) int64, with IGNORED for the largest value that its pixels can have."""
+        """Return the image (3, H, W) uint8 and the mask (H, W) int64. 255 (65535 in 16 bits) becomes IGNORED."""
         (name, image), (mask_name, mask) = self.pair(index)
         rgb, classes = pixels(image, name), indices(mask, mask_name)
         if isinstance(rgb, Unreadable):
@@ -59,12 +59,12 @@ class Pairs:
 
     @cached_property
     def sizes(self) -> list[Size]:
-        """Of all images; (0, 0) if it cannot be read."""
+        """The sizes of all images; (0, 0) for an image that cannot be read."""
         found = self._each(lambda pair: size_of(pair[0][1], pair[0][0]), range(len(self)))
         return [(0, 0) if isinstance(size, Unreadable) else size for size in found]
 
     def some_sizes(self, most: int = 256) -> list[Size]:
-        """The sizes of some images, evenly spaced."""
+        """Return the sizes of up to `most` images, evenly spaced, without images that cannot be read."""
         if len(self) <= most:
             chosen = self.sizes
         else:
@@ -74,13 +74,13 @@ class Pairs:
         return [size for size in chosen if size != (0, 0)]
 
     def check(self, classes: int | None, *, skip: bool) -> int:
-        """Read the masks before anything else is done with them, so that a run does not end at one of them. Returns the highest
-        class index; -1 without one.
+        """Check the masks before a run, so that an invalid mask does not end it. Returns the highest class index, or -1 if
+        there is none.
 
-        classes: their number, or None: then all masks are read to find it, else up to CHECKED, evenly spaced.
+        classes: the number of classes. If it is None, all masks are read to find it; otherwise up to CHECKED, evenly spaced.
 
-        Raises DataError, with the names of files, for masks that cannot be read (unless they are skipped), that have another
-        size than their image, or a class index that is too high.
+        Raises DataError, with the names of files, for masks that cannot be read (unless they are skipped), that differ in
+        size from their image, or that have a class index that is too high.
         """
         total = len(self)
         which = range(total) if classes is None or total <= CHECKED else [i * total // CHECKED for i in range(CHECKED)]
@@ -112,17 +112,18 @@ class Pairs:
 
 
 def counted(mask: np.ndarray) -> np.ndarray:
-    """Class indices as int64; 255 of 8 bits, and 65535 of 16, are IGNORED."""
+    """Convert class indices to int64; 255 in 8 bits, and 65535 in 16 bits, become IGNORED."""
     void = 1 if mask.dtype == bool else 255 if mask.dtype == np.uint8 else 65535
     found = mask.astype(np.int64)
     return found if mask.dtype == bool else np.where(found == void, IGNORED, found)
 
 
 def open_folder(path: Path, workers: int, skip: bool) -> tuple[Pairs, Pairs, tuple[str, ...] | None]:
-    """The training and validation pairs of a folder: `train/images` and `train/masks`, `val/images` and `val/masks` (or
-    test). A mask has the name of its image, with any suffix. The classes are the lines of `classes.txt`, if there is one.
+    """Open the training and validation pairs of a folder: `train/images` and `train/masks`, `val/images` and `val/masks` (or
+    test). A mask has the name of its image, with any suffix. The classes are the lines of `classes.txt`, if it exists.
 
-    Raises DataError for anything else, for images without a mask, and for files that cannot be read unless they are skipped.
+    Raises DataError for any other layout, for images without a mask, and for files that cannot be read unless they are
+    skipped.
     """
     try:
         return _open_folder(path, workers, skip)
@@ -187,8 +188,8 @@ def _split(root: Path, workers: int, skip: bool) -> Pairs:
 
 
 def open_table(rest: str, workers: int) -> tuple[Pairs, Pairs | None, tuple[str, ...] | None]:
-    """The pairs of a data set of Hugging Face `datasets`, with a column of images and one of masks (the options `image` and
-    `label`). The classes are those of the option `classes`, or not known."""
+    """Open the pairs of a Hugging Face data set with a column of images and one of masks (the options `image` and `label`).
+    The classes are those of the option `classes`; without it, they are None."""
     found = tables(rest)
     image, mask = masks_of(found)
     made = []
@@ -198,7 +199,7 @@ def open_table(rest: str, workers: int) -> tuple[Pairs, Pairs | None, tuple[str,
 
 
 def found_classes(highest: int) -> int:
-    """The number of classes that masks show, by their highest index. Raises DataError for a single one."""
+    """Return the number of classes in masks, given their highest index. Raises DataError if there is only one class."""
     if highest < 1:
         raise DataError(
             "The masks hold class 0 and pixels that don't count (255), and nothing else: a mask of two classes holds 0 and 1. "
@@ -208,7 +209,7 @@ def found_classes(highest: int) -> int:
 
 
 def _too_high(over: Sequence[tuple[str, int]], total: int, classes: int) -> DataError:
-    """The error for masks with class indices that the classes do not have. over: their names, and the highest index of each."""
+    """Return the error for masks with class indices that are too high. over: the name and the highest index of each mask."""
     names = ", ".join(f"{name} ({index})" for name, index in over[:_NAMED]) + (", …" if len(over) > _NAMED else "")
     return DataError(
         f"{len(over):,} of {total:,} masks have a class index above {classes - 1}, and there are {classes} classes, counted "

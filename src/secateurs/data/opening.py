@@ -29,7 +29,7 @@ def library() -> Any:
 
 
 def saved(datasets: Any, what: str, path: Path, options: S.Options) -> tuple[Split, list[str]] | None:
-    """The splits that `save_to_disk` wrote, and their names; None if the folder is another."""
+    """Return the splits that `save_to_disk` wrote, and their names. None if it did not write the folder."""
     if not ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
         return None
     saved = guard(what, lambda: datasets.load_from_disk(str(path)))
@@ -41,7 +41,7 @@ def saved(datasets: Any, what: str, path: Path, options: S.Options) -> tuple[Spl
 
 
 def copied(what: str, builder: Any) -> tuple[Split, list[str]]:
-    """The splits of a copy on disk, and their names."""
+    """Copy the data set to disk, and return its splits and their names."""
     names = split_names(builder)
     try:
         builder.download_and_prepare()
@@ -77,7 +77,7 @@ def guard(what: str, function: Callable[[], Any]) -> Any:
 
 
 def read_error(what: str, error: Exception) -> DataError:
-    """datasets raises many types: OSError, ValueError, errors of the HTTP client and its own."""
+    """Return a DataError for an error of `datasets`, which raises OSError, ValueError, the HTTP client's errors and its own."""
     kinds = {cls.__name__ for cls in type(error).__mro__}
     cause = error.__cause__ if "DatasetGenerationError" in kinds and error.__cause__ is not None else error
     if isinstance(cause, UnicodeEncodeError):
@@ -114,7 +114,7 @@ def large(builder: Any, path: Path, memory_limit: int) -> bool:
 
 
 def choose(what: str, splits: list[str], options: S.Options) -> tuple[str, str | None]:
-    """The names of the training and validation splits."""
+    """Return the names of the training and validation splits."""
     train = options.train or ("train" if "train" in splits else None)
     val = options.val or next((s for s in VAL if s in splits and s != train), None)
     for split in (train, val):
@@ -131,7 +131,7 @@ def choose(what: str, splits: list[str], options: S.Options) -> tuple[str, str |
 
 
 def columns(datasets: Any, what: str, features: Any, options: S.Options) -> tuple[str, str]:
-    """The names of the image and class columns."""
+    """Return the names of the image and class columns."""
     there = ", ".join(f"{name} ({kind(feature)})" for name, feature in features.items() if name[:2] != "__")
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     image = options.image or next((n for n in (*IMAGES, *images) if n in images), None)
@@ -151,7 +151,7 @@ def kind(feature: Any) -> str:
 
 
 def encoded(name: str, cell: Any) -> Encoded:
-    """The image in a cell, with its own name if it has one."""
+    """Return the image in a cell, with its own name if it has one."""
     if cell is None:
         return name, b""  # counts as an image that cannot be decoded
     data, path = cell["bytes"], cell["path"]
@@ -166,7 +166,7 @@ def encoded(name: str, cell: Any) -> Encoded:
 
 
 def undecoded(datasets: Any, table: Any, columns: Sequence[str]) -> Any:
-    """Columns of images, still encoded."""
+    """Select columns of images, which stay encoded."""
     table = table.select_columns(list(columns))
     for column in columns:
         table = table.cast_column(column, datasets.Image(decode=False))
@@ -179,7 +179,7 @@ def check_rows(what: str, split: str | None, table: Any) -> None:
 
 
 def sliced(table: Any, text: str) -> Any:
-    """`train[:90%]` of a table."""
+    """Return a slice of a table, such as `train[:90%]`."""
     match = re.fullmatch(r"[^\[]+\[(\d*)(%?):(\d*)(%?)\]", text)
     if match is None:
         raise SpecError(f"{text!r}: write a slice such as train[:90%] or train[90%:].")

@@ -25,8 +25,9 @@ class Preprocess(BaseModel):
     channels first.
 
     channels: "RGB", or "L" for grayscale. size: (height, width) in pixels; None for images of any size, which stay as they are.
-    resize: "shorter-side" resizes the shorter side (bilinear) and crops the center, "whole" resizes it to the smaller of both
-    and crops nothing; None takes images of this size only. mean, std: per color, of values in [0, 1].
+    resize: "shorter-side" resizes the shorter side (bilinear) and crops the center. "whole" resizes the shorter side to the
+    smaller of height and width, and crops nothing. None accepts only images of this size. mean, std: per color, of values in
+    [0, 1].
 
     >>> preprocess = sc.card("runs/r56").signature.preprocess
     >>> logits = model(preprocess("cat.jpg"))
@@ -47,8 +48,8 @@ class Preprocess(BaseModel):
         return self
 
     def __call__(self, image: str | os.PathLike[str] | bytes) -> Tensor:
-        """An image file, or its bytes, as a batch of one: (1, 3, H, W) float32, or (1, 1, H, W). Raises DataError if it cannot
-        be read, or has another size and `resize` is None."""
+        """Convert an image file, or its bytes, to a batch of one: (1, 3, H, W) float32, or (1, 1, H, W). Raises DataError if it
+        cannot be read, or if it has another size and `resize` is None."""
         file = image if isinstance(image, bytes) else Path(image)
         whole = self.size is None or self.resize == "whole"
         found = pixels(file) if self.size is None or whole else decode(file, self.size, self.resize is not None)
@@ -64,13 +65,13 @@ class Preprocess(BaseModel):
     def of_whole(
         cls, mean: tuple[float, float, float], std: tuple[float, float, float], channels: int, side: int | None
     ) -> Preprocess:
-        """Of whole images. channels: 1 or 3. side: of the shorter side, to which they are resized; None keeps their size."""
+        """Preprocess whole images. channels: 1 or 3. side: the length to resize the shorter side to; None keeps the size."""
         size = None if side is None else (side, side)
         return cls(channels="RGB" if channels == 3 else "L", size=size, resize="whole", mean=mean, std=std)
 
 
 def _resized(images: Tensor, side: int) -> Tensor:
-    """uint8 images (N, C, H, W) with this shorter side."""
+    """Resize uint8 images (N, C, H, W) to this shorter side."""
     height, width = images.shape[-2:]
     size = [max(side, round(x * side / min(height, width))) for x in (height, width)]
     x = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
@@ -78,19 +79,19 @@ def _resized(images: Tensor, side: int) -> Tensor:
 
 
 def affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """(x / 255 - mean) / std as one multiplication and one addition per pixel: scale and shift, each (C, 1, 1)."""
+    """Express (x / 255 - mean) / std as one multiplication and one addition: return scale and shift, each (C, 1, 1)."""
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
     shift = -torch.tensor(mean, dtype=torch.float64) * 255 * scale
     return scale.float().view(-1, 1, 1), shift.float().view(-1, 1, 1)
 
 
 def normalized(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """uint8 images (…, C, H, W) as float32; scale and shift as `affine` gives them."""
+    """Normalize uint8 images (…, C, H, W) to float32, with scale and shift from `affine`."""
     x = images.to(torch.float32, memory_format=torch.contiguous_format)
     return x.mul_(scale).add_(shift)
 
 
 def luminance(images: Tensor) -> Tensor:
-    """RGB images (…, 3, H, W) in grayscale, (…, 1, H, W), with the weights of ITU-R BT.601, as Pillow has them."""
+    """Convert RGB images (…, 3, H, W) to grayscale, (…, 1, H, W), with the weights of ITU-R BT.601, as Pillow does."""
     weights = torch.tensor((0.299, 0.587, 0.114), device=images.device).view(3, 1, 1)
     return (images * weights).sum(-3, keepdim=True)

@@ -1,4 +1,4 @@
-"""Batches of images with targets of their own shape (masks, boxes), which transforms change together."""
+"""Batches of images with structured targets (masks, boxes). Transforms change images and targets together."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ class Samples(Protocol):
 
     @property
     def where(self) -> str:
-        """What messages call the split."""
+        """The split's name in messages."""
 
     @property
     def skipped(self) -> int:
-        """The number of files that were left out before."""
+        """The number of files that were left out when the split was opened."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Sample | Unreadable:
-        """An image (3, H, W) uint8 and its target, or why it cannot be read. Called by several threads."""
+        """Return an image (3, H, W) uint8 and its target, or why it cannot be read. Several threads call this."""
 
     def size(self, index: int) -> tuple[int, int]:
-        """The height and width of an image, before any transform."""
+        """Return the height and width of an image before any transform."""
 
 
 class Transforms(Protocol):
-    """What is done to samples, and how a batch is made of them."""
+    """How samples are transformed and collated into batches."""
 
     def train(self, image: Tensor, target: Any) -> Sample:
-        """An augmented sample. Random numbers come from PyTorch's default generator on the CPU."""
+        """Return an augmented sample. Random numbers come from PyTorch's default generator on the CPU."""
 
     def whole(self, image: Tensor, target: Any) -> Sample:
-        """The sample as it is evaluated."""
+        """Return the sample as it is used in evaluation."""
 
     def alike(self, height: int, width: int) -> tuple[int, int] | None:
-        """What has to be equal in a batch of whole images, given their size; None if images of any sizes go together."""
+        """Return what the whole images of a batch must share, given an image's size. None if any sizes go together."""
 
     def collate(self, images: list[Tensor], targets: list[Any]) -> Any:
-        """A batch of images (C, H, W) float32, normalized, and their targets."""
+        """Collate normalized images (C, H, W) float32 and their targets into a batch."""
 
 
 class Seeds:
@@ -67,7 +67,7 @@ class Seeds:
 class SampleLoader(Loader):
     """A `Loader` of samples that are read one by one. Order and augmentation are functions of (seed, epoch, batch index).
 
-    Without `augment` images are whole: a batch then holds up to `batch_size` images that are alike, see `Transforms`.
+    Without `augment`, images are whole, and a batch holds up to `batch_size` images that `Transforms.alike` groups together.
     """
 
     source: Samples  # type: ignore[assignment]
@@ -94,7 +94,7 @@ class SampleLoader(Loader):
         return super().__len__() if self.augment is not None else len(self._batches(0))
 
     def _batches(self, epoch: int) -> list[Tensor]:
-        """The indices of each batch of whole images, in order."""
+        """Return the indices of each batch of whole images, in order."""
         count = len(self.source)
         order = torch.randperm(count, generator=generator(self.seed, epoch, ORDER)) if self.shuffle else range(count)
         waiting: dict[Any, list[int]] = {}
@@ -137,7 +137,7 @@ class SampleLoader(Loader):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _collect(self, found: list[Sample | Unreadable], seeds: Any) -> list[Sample]:
-        """The samples of a batch, transformed and normalized, on the device."""
+        """Transform the samples of a batch, move them to the device, and normalize them."""
         samples: list[Sample] = []
         for i, one in enumerate(found):
             if isinstance(one, Unreadable):
@@ -154,7 +154,7 @@ class SampleLoader(Loader):
 
 @contextmanager
 def drawing(seed: int) -> Iterator[None]:
-    """Context in which PyTorch's default generator on the CPU begins with this seed; afterward it is as before."""
+    """Seed PyTorch's default generator on the CPU within this context. Its state is restored afterward."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

@@ -50,7 +50,7 @@ class Options:
 
 
 def parse(rest: str) -> tuple[str, Options]:
-    """The name, and the options after its last question mark. Raises SpecError for an unknown option."""
+    """Return the name and the options after the last question mark. Raises SpecError for an unknown option."""
     name, mark, query = rest.rpartition("?")
     known = [f.name for f in fields(Options)]
     if not mark or ("=" not in query):
@@ -69,7 +69,7 @@ def parse(rest: str) -> tuple[str, Options]:
 
 
 def absolute(spec: str) -> str:
-    """A data spec whose paths are absolute, so that it means the same from any working directory.
+    """Return a data spec with absolute paths, so that it means the same in any working directory.
 
     `folder:cifar10` → `folder:/data/cifar10`; names on the Hub and URLs are unchanged.
     """
@@ -91,7 +91,7 @@ def absolute(spec: str) -> str:
 
 
 def shareable(spec: str) -> str:
-    """A data spec for others: of paths and URLs, which are of this machine and may hold secrets, only the last part is left.
+    """Return a data spec to share. Paths and URLs are private and may hold secrets, so only their last part is kept.
 
     `folder:/home/me/cifar10` → `folder:PATH/cifar10`; names on the Hub are unchanged.
     """
@@ -109,8 +109,8 @@ def shareable(spec: str) -> str:
 
 
 def on_hub(spec: str) -> bool:
-    """Whether this names data on the hub. A folder or file of that name on this machine comes first, as it does where the data
-    is read."""
+    """Whether this names data on the Hub. A local folder or file of that name takes precedence, as it does when the data is
+    read."""
     family, _, rest = spec.partition(":")
     name = rest.partition("?")[0]
     plain = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII)
@@ -139,9 +139,9 @@ def parts(text: str) -> list[str]:
 
 
 def shards(pattern: str) -> list[str]:
-    """The files of `train-{000..123}.tar`, `{a,b}.tar`, `train-*.tar`, in order; URLs are not checked.
+    """Return the files of `train-{000..123}.tar`, `{a,b}.tar`, `train-*.tar`, in order. URLs are not checked.
 
-    DataError names those that do not exist.
+    Raises DataError for a file that does not exist.
     """
     found: list[str] = []
     for name in _braces(pattern):

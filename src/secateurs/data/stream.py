@@ -1,4 +1,4 @@
-"""Batches of streamed data: shards, of which no process needs to store or read all."""
+"""Batches of streamed data in shards. No process needs to store or read all of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TAIL = 0.05  # fraction of an epoch that may be in the tail
 class Shards:
     """A split in shards. read(shard, skip): its rows from number `skip` on, in order.
 
-    counts: rows per shard, None if finding out would require reading all of it. size: rows in total, if known.
+    counts: rows per shard; None if counting them would require reading all the data. size: rows in total, if known.
     """
 
     names: list[str]
@@ -58,10 +58,10 @@ class StreamSource:
 
 
 class StreamLoader(Loader):
-    """A `Loader` of shards. Order and augmentation are functions of (seed, epoch, batch index), too.
+    """A `Loader` of shards. Its order and augmentation also depend only on (seed, epoch, batch index).
 
-    Shards are assigned to lanes, and every batch takes the same number of rows from each lane: a process reads its own lanes
-    only. When the first lane is exhausted, the rows left in the others form the last batches (the tail), which
+    Shards are assigned to lanes, and every batch takes the same number of rows from each lane. A process reads only its own
+    lanes. When the first lane is exhausted, the rows left in the others form the last batches (the tail), which
     every process reads. The lanes do not depend on the number of processes, so the global batches are the same.
     Training data is shuffled by shard, and within blocks of consecutive rows of a lane. An epoch that is
     resumed in the middle skips whole shards without reading them.
@@ -89,7 +89,7 @@ class StreamLoader(Loader):
             super()._check()
 
     def _choose(self) -> int:
-        """The number of lanes: the most that divide the batch and leave little to the tail."""
+        """Choose the number of lanes: the largest that divides the batch and leaves few rows to the tail."""
         counts = self.source.shards.counts
         if counts is None:
             return 1
@@ -121,7 +121,7 @@ class StreamLoader(Loader):
             yield [encoded for encoded, _ in rows], torch.tensor([label for _, label in rows]), draws
 
     def _read(self, epoch: int, start: int) -> Iterator[tuple[int, list[Row], int, slice]]:
-        """(batch index, our rows, number of rows in the batch, our slice) from batch `start` on."""
+        """Yield (batch index, our rows, number of rows in the batch, our slice) from batch `start` on."""
         counts, lanes = self.source.shards.counts, self.lanes
         order = list(range(len(self.source.shards.names)))
         if self.shuffle:
@@ -150,7 +150,7 @@ class StreamLoader(Loader):
         return None if self.source.shards.total is None else len(self)
 
     def _tail(self, epoch: int, dealt: list[list[int]], begin: int, skip: int) -> Iterator[Row]:
-        """The rows of the lanes from row `begin` on, one lane after another, without the first `skip` of them."""
+        """Yield the rows of the lanes from row `begin` on, one lane after another, without the first `skip` rows."""
         counts = self.source.shards.counts
         for i, lane in enumerate(dealt):
             left = sum(counts[s] for s in lane) - begin if counts is not None else None
@@ -162,7 +162,7 @@ class StreamLoader(Loader):
             yield from flow
 
     def _lane(self, epoch: int, lane: int, shards: list[int], start: int) -> Iterator[Row]:
-        """The lane's rows from number `start` on."""
+        """Yield the lane's rows from row `start` on."""
         if not self.shuffle:
             yield from self._rows(shards, start)
             return

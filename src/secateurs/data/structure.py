@@ -14,10 +14,10 @@ from secateurs.graph.structures import Done, map_tensors, mapped
 
 
 def part(value: Any, rows: Any, n: int) -> Any:
-    """Some rows of a batch of n examples: of each tensor whose first axis, and of each list whose length, is n.
+    """Select rows of a batch of n examples, from each tensor whose first axis is n and each list of length n.
 
-    A list of n tensors of n rows may be either; it holds the examples where another list has one item for each, as the targets
-    of a detector's images. rows: a slice, or a tensor of indices.
+    A list of n tensors of n rows is ambiguous. It holds one item per example if another list in the batch does, such as the
+    targets of a detector's images. rows: a slice, or a tensor of indices.
     """
     listed = _listed(value, n)
 
@@ -36,7 +36,7 @@ def part(value: Any, rows: Any, n: int) -> Any:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in a message: `a list of 3`, `a dict with 1 entry`, `a tensor of shape (4,)`."""
+    """Describe a value for a message: `a list of 3`, `a dict with 1 entry`, `a tensor of shape (4,)`."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
@@ -48,15 +48,15 @@ def kind_of(value: Any) -> str:
 
 
 def leaves(value: Any) -> list[Tensor]:
-    """All tensors of a batch, in order."""
+    """Return all tensors of a batch, in order."""
     found: list[Tensor] = []
     map_tensors(lambda x: found.append(x) or x, value)  # type: ignore[func-returns-value]
     return found
 
 
 def examples(batch: Any) -> int:
-    """The number of examples in a batch of any structure, as its last part tells (targets come last): the first axis of a
-    tensor, or the length of a list of dicts, pairs or dataclasses, one for each example. 1 if nothing tells."""
+    """Return the number of examples in a batch of any structure, from its last part (targets come last): the first axis of a
+    tensor, or the length of a list of dicts, pairs or dataclasses, one for each example. 1 if it cannot be determined."""
     if isinstance(batch, Tensor):
         return int(batch.shape[0]) if batch.ndim else 1
     if isinstance(batch, Mapping):

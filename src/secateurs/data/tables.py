@@ -27,7 +27,7 @@ class Tables:
     splits: dict[str, Any]
 
     def cells(self, split: str, columns: tuple[str, ...]) -> Callable[[int], tuple[Encoded, ...]]:
-        """What reads the images of a row, still encoded."""
+        """Return a function that reads the images of a row, which stay encoded."""
         rows = O.undecoded(self.datasets, self.splits[split], columns)
 
         def read(index: int) -> tuple[Encoded, ...]:
@@ -38,7 +38,7 @@ class Tables:
 
 
 def tables(rest: str) -> Tables:
-    """The same data sets as `open_hf` takes, of any columns, from a copy on disk. Raises DataError for an empty split."""
+    """Open a data set that `open_hf` accepts, with any columns, from a copy on disk. Raises DataError for an empty split."""
     datasets = O.library()
     name, options = S.parse(rest)
     what, path = f"hf:{shown(name)}", Path(name).expanduser()
@@ -54,7 +54,7 @@ def tables(rest: str) -> Tables:
 
 
 def masks_of(found: Tables) -> tuple[str, str]:
-    """The names of the columns of images and of masks."""
+    """Return the names of the image and mask columns."""
     features = next(iter(found.splits.values())).features
     there = ", ".join(f"{name} ({O.kind(feature)})" for name, feature in features.items())
     images = [name for name, feature in features.items() if isinstance(feature, found.datasets.Image)]

@@ -47,7 +47,7 @@ class Skipped:
         return len(self._paths)
 
     def add(self, found: Unreadable) -> None:
-        """Raises DataError if files are not to be skipped."""
+        """Count an unreadable file. Raises DataError if files are not to be skipped."""
         if not self.skip:
             raise DataError(f"{found.path} cannot be read: {found.why}.", hint=ADVICE)
         if not self._paths:

@@ -1,4 +1,4 @@
-"""Where a network runs: measure its speed there, export it, and lay it out for speed."""
+"""Deployment: measure the speed of a network in its runtime, export it, and optimize it for inference."""
 
 from secateurs.deploy.bench import Bench, Timed, bench
 from secateurs.deploy.export import Exported, export

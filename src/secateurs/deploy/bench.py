@@ -1,4 +1,4 @@
-"""The speed of a network beside another one's, in the runtime where it is to run."""
+"""Compare the speed of two networks in the runtime where they will run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from secateurs.graph.inputs import check_model
 
 @dataclass(frozen=True)
 class Timed:
-    """Two networks on one target. Times in seconds per run of a batch; `ratio` is the original's time over the other's, within
-    a round. memory: bytes, None where the runtime does not tell."""
+    """Two networks on one target. Times are in seconds per run of a batch. `ratio` is the original's time divided by the pruned
+    network's, within a round. memory: bytes, or None if the runtime does not report it."""
 
     target: Target
     batch: int | None
@@ -36,18 +36,18 @@ class Timed:
 
     @property
     def speedup(self) -> float:
-        """How many times faster the pruned network is: the median over rounds."""
+        """How many times faster the pruned network is, as the median over rounds."""
         return self.ratio.median
 
     @property
     def faster(self) -> bool | None:
-        """Whether it is faster; None where the noise does not tell."""
+        """Whether the pruned network is faster; None if the difference is within the noise."""
         return None if self.ratio.low <= 1 <= self.ratio.high else self.speedup > 1
 
 
 @dataclass(frozen=True, repr=False)
 class Bench:
-    """What `bench` returns. rows: one for each target and batch size. skipped: what could not be run, and why."""
+    """The result of `bench`. rows: one for each target and batch size. skipped: targets that could not run, and why."""
 
     rows: tuple[Timed, ...]
     original: Cost
@@ -56,11 +56,11 @@ class Bench:
 
     @property
     def speedup(self) -> float:
-        """That of the first row."""
+        """The speed-up of the first row."""
         return self.rows[0].speedup
 
     def record(self) -> dict[str, Any]:
-        """Everything that was measured, JSON-serializable."""
+        """Return all measurements as a JSON-serializable dict."""
         return {
             "original": {"macs": self.original.macs, "params": self.original.params},
             "pruned": {"macs": self.pruned.macs, "params": self.pruned.params},
@@ -82,17 +82,18 @@ def bench(
     batches: int | Sequence[int] | None = None,
     seconds: float = 2.0,
 ) -> Bench:
-    """Measure how much faster `pruned` is than `model`: paired, in turn, warm, in eval mode. Neither is modified.
+    """Measure how much faster `pruned` is than `model`. Both are in eval mode and warmed up. Neither is modified.
 
-    Both run in every round, in an order that alternates, so that whatever else the machine does falls on both; the speed-up is
-    the median over rounds of the ratio of the two times. Stripe convolutions use the fastest kernel at each size.
+    Both run in every round, in alternating order, so that other load on the machine affects both. The speed-up is the median
+    over rounds of the ratio of the two times. Stripe convolutions use the fastest kernel at each size.
 
     target: `torch-cpu`, `torch-cuda`, `onnxruntime`, `openvino`, or a `Target` with more settings; or several of them.
-    batches: the number of examples, or several; by default what the targets say, or else the example inputs'.
-    seconds: to measure each row for, at least seven rounds.
+    batches: one or more numbers of examples. The default is each target's batch, or else the example inputs'.
+    seconds: how long to measure each row, for at least seven rounds.
 
-    Raises ConfigError for targets that do not exist or cannot be used here, unless there are others, ExportError likewise for a
-    network that cannot be exported to one. Raises TraceError for inputs that a network does not run on.
+    Raises ConfigError for a target that does not exist. Also raises ConfigError for a target that cannot be used here, and
+    ExportError for a network that cannot be exported to it; with several targets, these are skipped unless all of them fail.
+    Raises TraceError for inputs that a network does not run on.
     """
     for network in (model, pruned):
         check_model(network)

@@ -1,4 +1,4 @@
-"""Times of programs, measured in turn, so that whatever else the machine does falls on all of them."""
+"""Time programs in turn, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 from secateurs.errors import ConfigError, Setting
 
-BLOCK = 0.01  # seconds that runs are repeated for between two readings of the clock
-WARM = 5  # runs of a short program, to know how long one takes
+BLOCK = 0.01  # seconds of repeated runs between two readings of the clock
+WARM = 5  # warm-up runs of a short program, which show how long one takes
 LEAST = 7  # rounds, however slow the programs are
 
 
@@ -28,7 +28,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of several measurements, and their quartiles."""
+    """The median and the quartiles of several measurements."""
 
     median: float
     low: float
@@ -41,20 +41,20 @@ class Spread:
 
 
 def check_seconds(seconds: Any) -> None:
-    """Raise ConfigError for anything but a time to measure for."""
+    """Raise ConfigError unless this is a positive number of seconds."""
     if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 < float(seconds) < math.inf:
         raise ConfigError(Setting("seconds", seconds), " must be positive: a number of seconds.")
 
 
 def in_turn(programs: Mapping[str, Program], seconds: float = 2.0, least: int = LEAST) -> dict[str, list[float]]:
-    """Seconds per run of each program, round by round: at least so many rounds, and as many as fit into `seconds`.
+    """Return the seconds per run of each program, by round: at least `least` rounds, and as many as fit into `seconds`.
 
-    All programs run in every round, in an order that alternates, so the ratio of two programs in a round is a fair one.
+    All programs run in every round, in alternating order, so the ratio of two programs' times within a round is fair.
     """
     repeats = {}
     for name, program in programs.items():
         per_run(program)  # compiles and allocates what it needs
-        # The fastest run says how many fit: one that the machine held up would leave the program with too few of them.
+        # The fastest run sets the number of repeats: a run that was delayed would make it too small.
         warm = [per_run(program)]
         while len(warm) < WARM and sum(warm) < 10 * BLOCK:
             warm.append(per_run(program))
@@ -77,12 +77,12 @@ def in_turn(programs: Mapping[str, Program], seconds: float = 2.0, least: int = 
 
 
 def ratios(found: Mapping[str, Sequence[float]], over: str, under: str) -> Spread:
-    """The ratio of two programs' times, each taken within a round."""
+    """Return the ratio of two programs' times, taken within each round."""
     return Spread.of([a / b for a, b in zip(found[over], found[under], strict=True)])
 
 
 def per_run(program: Program, repeats: int = 1) -> float:
-    """Seconds of one run: the mean of so many in a row."""
+    """Return the seconds of one run, as the mean of `repeats` runs in a row."""
     program.wait()
     began = time.perf_counter()
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Exports of detectors: networks that take a list of images, and find any number of boxes on each."""
+"""Export detectors: networks that take a list of images and find any number of boxes on each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateurs.zoo.vision import operators
 
 
 def check_exportable(network: nn.Module, suffix: str) -> None:
-    """Raise ConfigError where a detector cannot be exported, with what can be."""
+    """Raise ConfigError if a detector cannot be exported. The message says what can be."""
     name, part = type(network).__name__, "the part of it that takes a tensor of images"
     if hasattr(network, "backbone"):
         part = "its backbone, for example with sc.export(model.backbone, …, images)"
@@ -32,7 +32,7 @@ def check_exportable(network: nn.Module, suffix: str) -> None:
 
 
 def resized(inputs: Any) -> Any:
-    """The same images in another size."""
+    """Return the inputs with their images resized."""
 
     def larger(x: Tensor) -> Tensor:
         return F.interpolate(x[None], scale_factor=1.25, mode="nearest")[0] if x.ndim == 3 else x
@@ -41,8 +41,8 @@ def resized(inputs: Any) -> Any:
 
 
 def matched(found: list[Tensor], due: list[Tensor], images: int) -> list[Tensor]:
-    """What a file found, in the order of what is due: boxes with almost the same score may come in another one. For each image
-    there are as many outputs, each with a row for each box: (K, *)."""
+    """Reorder the file's boxes to match the expected ones: boxes with almost the same score may come in another order. Each
+    image has the same number of outputs, each with one row per box: (K, *)."""
     if [x.shape for x in found] != [x.shape for x in due] or len(due) % images:
         return found
     fields, ordered = len(due) // images, list[Tensor]()

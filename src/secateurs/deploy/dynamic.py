@@ -1,4 +1,4 @@
-"""Which axes of an exported file's inputs may have any length, and what its outputs are called."""
+"""The dynamic axes of an exported file's inputs, and the names of its outputs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ SIDES = {4: ("height", "width"), 5: ("depth", "height", "width")}  # by the numb
 
 
 def sides(x: Tensor) -> tuple[int, ...]:
-    """Height and width of images (N, C, H, W), all three of volumes; nothing of other tensors."""
+    """Return the height and width of images (N, C, H, W), or all three sides of volumes; empty for other tensors."""
     return tuple(x.shape[2:]) if x.ndim in SIDES else ()
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """batch: the first axis of all inputs, which is the same one. size: the sides of images and volumes."""
+    """The axes that may have any length. batch: the first axis, shared by all inputs. size: the sides of images and volumes."""
 
     batch: bool
     size: bool
 
     def shapes(self, network: nn.Module, inputs: Any) -> Shapes:
-        """For `torch.onnx.export`; `format.dims` has them for `torch.export`."""
+        """Return dynamic shapes for `torch.onnx.export`. `format.dims` converts them for `torch.export`."""
         if not self.batch and not self.size:
             return None
         batch = torch.export.Dim("batch")
@@ -57,7 +57,7 @@ class Dynamic:
 
     @property
     def hint(self) -> tuple[str | Setting, ...]:
-        """What to try where a network cannot be exported so."""
+        """What to try if a network cannot be exported with these axes."""
         found: list[str | Setting] = []
         if self.size:
             found += ["If its code depends on the size of images, export without ", Setting("dynamic_size", True), "."]
@@ -71,8 +71,8 @@ class Dynamic:
 
 
 def larger(inputs: Any) -> Any:
-    """The same inputs with images of twice the height and three times the width, and volumes alike: a network that accepts
-    one size usually accepts its multiples."""
+    """Return the inputs with images of twice the height and three times the width, and volumes enlarged likewise. A network
+    that accepts one size usually accepts its multiples."""
 
     def grown(x: Tensor) -> Tensor:
         for axis in range(len(sides(x))):
@@ -83,8 +83,8 @@ def larger(inputs: Any) -> Any:
 
 
 def output_names(returned: Any) -> list[str]:
-    """A name for each tensor in what a network returns, by its place there: the keys of a dict, joined by dots; output, or
-    output0, output1 …, where it is not a dict."""
+    """Name each tensor that a network returns, by its place: the keys of a dict, joined by dots. If the network does not return
+    a dict, the names are output, or output0, output1 …"""
     places = [path for path, leaf in pytree.tree_flatten_with_path(returned)[0] if isinstance(leaf, Tensor)]
     found: list[str] = []
     for path in places:

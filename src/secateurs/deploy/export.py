@@ -38,7 +38,7 @@ AGREEMENT = 1e-4  # relative difference of a file's outputs from the network's
 
 @dataclass(frozen=True)
 class Exported:
-    """path: of the file. error: the largest relative difference of its outputs from the network's. size: bytes on disk.
+    """An exported file. error: the largest relative difference of its outputs from the network's. size: bytes on disk.
     dynamic_batch: whether it takes any number of examples. dynamic_size: whether it takes images of any size."""
 
     path: Path
@@ -58,27 +58,27 @@ def export(
     metadata: Mapping[str, Any] | None = None,
     int8: Any = None,
 ) -> Exported:
-    """Export a network to ONNX (`.onnx`), torch.export (`.pt2`) or OpenVINO (`.xml`, with a `.bin` beside it).
+    """Export a network to ONNX (`.onnx`), torch.export (`.pt2`) or OpenVINO (`.xml`, with a `.bin` next to it).
 
-    The file is run in its own runtime, on the example inputs and, where its batch or size is dynamic, on others, and its
-    outputs must agree with the network's to a relative 1e-4. Only then it is moved to `path`, in place of what was there. The
-    model is not modified: a copy is exported in float32, in eval mode. Stripe convolutions become the dense convolutions that
-    they equal. Outputs are called as in what the network returns: the keys of a dict, else output, or output0, output1 …
+    The file is run in its own runtime on the example inputs and, if its batch or size is dynamic, on other inputs. Its outputs
+    must agree with the network's to a relative 1e-4. Only then is it moved to `path`, where it replaces an existing file. The
+    model is not modified: a copy is exported in float32, in eval mode. Stripe convolutions become the equivalent dense
+    convolutions. Outputs are named by what the network returns: the keys of a dict, or else output, or output0, output1 …
 
-    A detector of torchvision, which takes a list of images, is exported to ONNX for as many images as there are in the example
-    inputs, each of any size; its C++ operators must be loadable. The other formats cannot hold it.
+    A torchvision detector, which takes a list of images, can only be exported to ONNX. The file takes as many images as there
+    are in the example inputs, each of any size. torchvision's C++ operators must be loadable.
 
-    example_inputs: as for `trace`. dynamic_batch: the first axis of all inputs may then have any size; without effect on a
-        detector.
-    dynamic_size: height and width of images (N, C, H, W), and all three of volumes, may then have any size that the network
-        takes. The file is also run on inputs of twice the height and three times the width.
+    example_inputs: as for `trace`.
+    dynamic_batch: let the first axis of all inputs have any size. Has no effect on a detector.
+    dynamic_size: let the height and width of images (N, C, H, W), and all three sides of volumes, have any size that the
+        network accepts. The file is also run on inputs of twice the height and three times the width.
     metadata: JSON-serializable; it is stored in the file, under the key "secateurs".
-    int8: batches of inputs or of pairs (inputs, targets), or a `Data`: weights and activations of the ONNX file are then 8-bit
-        integers, by ONNX Runtime's static quantization, calibrated on the first 512 images. The agreement is then reported
-        and not required: measure the accuracy of the file.
+    int8: batches of inputs or of pairs (inputs, targets), or a `Data`. The ONNX file then has 8-bit weights and activations,
+        from ONNX Runtime's static quantization, calibrated on the first 512 images. The agreement is then reported
+        but not required: measure the accuracy of the file.
 
-    Raises ConfigError for an unknown suffix and for packages that are not installed; TraceError for inputs that
-    the network does not run on; ExportError for a network that the exporter refuses, and for a file that does not agree.
+    Raises ConfigError for an unknown suffix and for packages that are not installed, TraceError for inputs that the network
+    does not run on, and ExportError for a network that the exporter rejects and for a file that does not agree.
     """
     check_model(model)
     check_values(model)
@@ -105,7 +105,7 @@ def export(
     size = batch_of(example_inputs) if images is None else None
     if size == 0:
         raise ConfigError("The example inputs are empty: their first axis, the batch, has length 0.")
-    if dynamic.batch and not size and tensors(example_inputs):  # what has none does not run, and is named below
+    if dynamic.batch and not size and tensors(example_inputs):  # inputs without tensors fail below
         raise ConfigError(
             "The example inputs have no common first axis that could be a batch: export with ",
             Setting("dynamic_batch", False), ".",
@@ -117,7 +117,7 @@ def export(
     network, inputs = copied(model).cpu().float().eval(), map_tensors(_plain, example_inputs)
     checks = [inputs]
     if dynamic.batch and size:
-        inputs = batched(inputs, max(size, 2))  # exporters take an axis of size 1 for a constant
+        inputs = batched(inputs, max(size, 2))  # exporters treat an axis of size 1 as a constant
         checks += [inputs, batched(inputs, size + 2)]
     if images is not None:
         check_exportable(network, format.suffix)
@@ -130,7 +130,7 @@ def export(
     due += [_outputs(network, given, checks[0]) for given in checks[1:]]
     for layer in network.modules():
         if isinstance(layer, StripeConv):
-            layer.hold_()  # OpenVINO errs in what computes the weights
+            layer.hold_()  # OpenVINO miscomputes the ops that make the weights
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
         made = Path(folder, path.name)
@@ -145,7 +145,7 @@ def export(
                 f"The {format.name} file does not agree with the network: outputs differ by a relative {error:.1e}, and "
                 f"{AGREEMENT:g} is allowed. It was not kept."
             )
-        names = sorted(os.listdir(folder), key=lambda name: name == path.name)  # what belongs to the file comes first
+        names = sorted(os.listdir(folder), key=lambda name: name == path.name)  # companion files come first
         bytes_ = sum(os.path.getsize(Path(folder, name)) for name in names)
         try:
             for name in names:
@@ -179,10 +179,10 @@ def _due(returned: Any) -> list[Tensor]:
 
 
 def _outputs(network: nn.Module, inputs: Any, given: Any) -> list[Tensor]:
-    """The outputs on more examples, or larger ones, than those that were given."""
+    """Run the network on more or larger examples than were given, and return its outputs."""
     try:
         return _due(_returned(network, inputs))
-    except Exception as error:  # of the user's own code
+    except Exception as error:  # from the user's own code
         resized = [sides(x) for x, y in zip(tensors(inputs), tensors(given), strict=True) if sides(x) != sides(y)]
         size = f"of {'×'.join(map(str, resized[0]))}" if resized else f"with a batch of {batch_of(inputs)}"
         raise ExportError(
@@ -218,7 +218,7 @@ def _quantize(path: Path, data: Any) -> None:
 def _disagreement(
     format: Format, path: Path, checks: Sequence[Any], due: Sequence[list[Tensor]], order: Order | None
 ) -> float:
-    """The largest relative difference of the file's outputs from those that are due. order: of rows of outputs."""
+    """Return the largest relative difference of the file's outputs from the expected ones, `due`. order: reorders outputs."""
     try:
         with _quiet():
             file = format.open(path)
@@ -232,7 +232,7 @@ def _disagreement(
 
 
 def _reason(error: Exception) -> str:
-    """'RuntimeError: the first line of its message', but for lines that only introduce the next one."""
+    """Return 'RuntimeError: the first line of its message', skipping lines that only introduce the next one."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colors
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     told = next((line for line in lines if not line.endswith(":")), (lines or ["no reason given"])[0])
@@ -246,7 +246,7 @@ def _plain(x: Tensor) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Context without what exporters print, log and warn of: nothing in it can be acted on, and the file is checked."""
+    """Silence what exporters print, log and warn about. None of it can be acted on, and the file is checked."""
     before = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

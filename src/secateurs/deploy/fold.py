@@ -1,5 +1,5 @@
-"""Networks with fewer ops that compute the same in eval mode: batch norms folded into the layers before them, and branches
-merged where the model's own code offers it."""
+"""Reduce the ops of a network without changing its outputs in eval mode: fold batch norms into the layers before them, and
+merge branches where the model's own code supports it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from secateurs.graph import trace
 from secateurs.graph.flow import Flow, Op
 from secateurs.stripes import StripeConv
 
-MERGES = ("reparameterize", "switch_to_deploy", "fuse")  # what blocks call the method that merges their branches
+MERGES = ("reparameterize", "switch_to_deploy", "fuse")  # names of blocks' methods that merge their branches
 
 
 def merged_(model: nn.Module) -> int:
-    """Have every block that offers it merge its branches (RepVGG, MobileOne, RepViT …), in place. Returns how many did."""
+    """Merge the branches of every block that supports it (RepVGG, MobileOne, RepViT …), in place. Returns how many did."""
     done = 0
     for name, child in list(model.named_children()):
         method = next((getattr(child, m) for m in MERGES if callable(getattr(child, m, None))), None)
@@ -29,7 +29,7 @@ def merged_(model: nn.Module) -> int:
             done += merged_(child)
             continue
         made = method()
-        if isinstance(made, nn.Module) and made is not child:  # timm's `fuse` returns the layer that takes its place
+        if isinstance(made, nn.Module) and made is not child:  # timm's `fuse` returns the layer that replaces the block
             setattr(model, name, made)
         done += 1
     return done
@@ -39,10 +39,9 @@ def merged_(model: nn.Module) -> int:
 def folded_(model: nn.Module, example_inputs: Any) -> int:
     """Fold batch norms into the convolution or linear layer before them, in place. Returns how many there were.
 
-    A norm is folded where it alone reads the layer's output, in every run of the two (a detector's head runs once for each
-    scale). What is left of it is an identity, or the
-    modules inside it (timm's BatchNormAct2d has its activation there). Layers whose weights are shared, or computed (weight
-    norm, pruning masks), stay as they are.
+    A norm is folded if it is the only reader of the layer's output, in every run of the two (a detector's head runs once for
+    each scale). It is replaced by an identity, or by the modules inside it (timm's BatchNormAct2d holds its activation there).
+    Layers whose weights are shared or computed (weight norm, pruning masks) stay as they are.
     """
     flow: Flow = trace(model, example_inputs).flow
     modules = dict(model.named_modules())
@@ -55,8 +54,8 @@ def folded_(model: nn.Module, example_inputs: Any) -> int:
 
 
 def _pairs(flow: Flow, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:
-    """The names of a layer and the batch norm right after it, in every run."""
-    found: dict[str, list[tuple[Op, str]]] = {}  # by layer, for each run: its op, and the norm after it
+    """Yield the names of each layer and the batch norm that directly follows it in every run."""
+    found: dict[str, list[tuple[Op, str]]] = {}  # for each run of a layer: its op, and the norm after it
     for call in flow.calls:
         made = None if call.output is None else flow.maker(call.output)
         if made is None or made.call is not call:
@@ -74,7 +73,7 @@ def _pairs(flow: Flow, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str
 
 
 def _foldable(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -> bool:
-    """shape: of the layer's output."""
+    """Whether the norm can be folded into the layer. shape: the shape of the layer's output."""
     if not isinstance(layer, _ConvNd | nn.Linear | StripeConv) or not isinstance(norm, _BatchNorm):
         return False
     if isinstance(layer, _ConvTransposeNd) and layer.groups > 1:
@@ -88,7 +87,7 @@ def _foldable(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -> bool
 def _fold(layer: Any, norm: Any) -> None:
     given = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     if isinstance(layer, StripeConv):
-        filters = layer.kept.nonzero()[:, 0]  # of each stripe
+        filters = layer.kept.nonzero()[:, 0]  # the filter of each stripe
         _, shift = fuse_conv_bn_weights(layer.weight.new_zeros(layer.out_channels, 1), layer.bias, *given)
         scale = norm.running_var.add(norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
         layer.weight.mul_(scale[filters, None])

@@ -1,4 +1,4 @@
-"""Example inputs of another batch size, or of other values."""
+"""Change the batch size or the values of example inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateurs.graph.inputs import map_tensors, tensors
 
 
 def images_of(inputs: Any) -> list[Any] | None:
-    """The list of images (C, H, W) among example inputs, as detectors take it; None if there is none."""
+    """Return the list of images (C, H, W) among example inputs, as detectors take it; None if there is none."""
     values = inputs.values() if isinstance(inputs, Mapping) else inputs
     for x in values if isinstance(inputs, Mapping | list | tuple) else []:
         if isinstance(x, list | tuple) and x and all(isinstance(y, Tensor) and y.ndim == 3 for y in x):
@@ -22,8 +22,8 @@ def images_of(inputs: Any) -> list[Any] | None:
 
 
 def batch_of(inputs: Any) -> int | None:
-    """The number of examples in example inputs: of a list of images, or the first axis, if all tensors agree on it; None if
-    they don't."""
+    """Return the number of examples in example inputs: the length of a list of images, or the first axis that all tensors
+    share. None if they have no common first axis."""
     if (images := images_of(inputs)) is not None:
         return len(images)
     sizes = {x.shape[0] if x.ndim else None for x in tensors(inputs)}
@@ -31,9 +31,9 @@ def batch_of(inputs: Any) -> int | None:
 
 
 def batched(inputs: Any, batch: int | None) -> Any:
-    """The same inputs with this many examples: the given ones, repeated or cut off. None leaves them as they are.
+    """Return the inputs with this many examples, repeated or truncated. None leaves them as they are.
 
-    Raises ConfigError for inputs that have no common first axis, and are no list of images.
+    Raises ConfigError for inputs that have no common first axis and are not a list of images.
     """
     size = batch_of(inputs)
     if batch is None or batch == size:
@@ -54,7 +54,7 @@ def batched(inputs: Any, batch: int | None) -> Any:
 
 
 def _each_list(inputs: Any, function: Callable[[Any], Any]) -> Any:
-    """The same arguments with a function applied to those that are lists: of images, and of their targets."""
+    """Apply a function to the arguments that are lists: those of images and of their targets."""
 
     def of(value: Any) -> Any:
         return function(value) if isinstance(value, list | tuple) else value
@@ -65,5 +65,5 @@ def _each_list(inputs: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def noise(inputs: Any) -> Any:
-    """The same structure with normal noise for floating-point tensors; the others as they are."""
+    """Replace floating-point tensors by normal noise. Other tensors stay as they are."""
     return map_tensors(lambda x: torch.randn_like(x) if x.is_floating_point() else x, inputs)

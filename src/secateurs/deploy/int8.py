@@ -12,11 +12,11 @@ from secateurs.data import Data
 from secateurs.deploy.formats.onnx import OnnxFile
 from secateurs.training.batches import without_labels
 
-IMAGES = 512  # to find the ranges of activations on
+IMAGES = 512  # images that the ranges of activations are measured on
 
 
 def quantize(path: Path, data: Any) -> None:
-    """Replace an ONNX file by its 8-bit form: weights per filter, activations by their range on the first images of the data.
+    """Quantize an ONNX file in place: weights per filter, activations by their range on the first images of the data.
 
     data: batches of inputs, or of pairs (inputs, targets), or a `Data`.
     """
@@ -35,9 +35,9 @@ def quantize(path: Path, data: Any) -> None:
 
     prepared = path.with_suffix(".prepared.onnx")
     root, level = logging.getLogger(), logging.getLogger().level
-    root.setLevel(logging.ERROR)  # it advises what has been done
+    root.setLevel(logging.ERROR)  # it recommends steps that have already been done
     try:
-        quant_pre_process(path, prepared, skip_symbolic_shape=True)  # the exporter has inferred them
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)  # the exporter has inferred the shapes
         quantize_static(
             prepared, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

@@ -1,4 +1,4 @@
-"""A network laid out for speed: fewer ops, and the memory format that is fastest on this machine."""
+"""Optimize a network for inference: fewer ops, and the memory format that is fastest on this machine."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ log = logging.getLogger("secateurs")
 @torch.inference_mode(False)
 @preserve_rng_state()
 def deployed(model: nn.Module, example_inputs: Any, *, seconds: float = 1.0) -> nn.Module:
-    """A copy of a network for inference, in eval mode: an ordinary module that computes the same, faster.
+    """Return a copy of a network optimized for inference, in eval mode: an ordinary module that computes the same, faster.
 
-    Branches are merged where blocks offer it (`reparameterize`, `switch_to_deploy`, `fuse`), batch norms are folded into the
-    layers before them, stripe convolutions get their fastest kernels, and images and kernels the memory format that is faster
-    on the model's device, as measured on these inputs for `seconds`. Each step must agree with the given network to a relative
-    1e-4 (four units of rounding in half precision); one that does not is left out, with a warning. The given model is not
-    modified. Raises TraceError if it does not run on these inputs.
+    Branches are merged where blocks support it (`reparameterize`, `switch_to_deploy`, `fuse`), batch norms are folded into the
+    layers before them, and stripe convolutions get their fastest kernels. The network uses the memory format (contiguous or
+    channels last) that is faster on the model's device, as measured on these inputs for `seconds`.
+
+    After merging and folding, the outputs must agree with the given network's to a relative 1e-4 (four units of rounding in
+    half precision). A step that does not agree is left out, with a warning. The given model is not modified. Raises TraceError
+    if it does not run on these inputs.
     """
     check_seconds(seconds)
     model, inputs = copied(model).eval(), to_model_device(model, example_inputs)
@@ -50,19 +52,19 @@ def deployed(model: nn.Module, example_inputs: Any, *, seconds: float = 1.0) -> 
 
 
 def _wrong(model: nn.Module, step: Callable[[nn.Module], int], inputs: Any, due: Sequence[Tensor]) -> str:
-    """Take a step, in place. Why its result cannot be used; empty if it can."""
+    """Apply a step in place, and return why its result cannot be used; empty if it can."""
     try:
         if not step(model):
             return ""
         found = disagreement(_outputs(model.eval(), inputs), due, "given")
-    except Exception as error:  # blocks' own code, on widths that it may not know
+    except Exception as error:  # blocks' own code may not support pruned widths
         return f"{type(error).__name__}: {error}"
     rounding = max(torch.finfo(x.dtype).eps for x in [*due, torch.empty(0)] if x.is_floating_point())
     return "" if found <= max(AGREEMENT, 4 * rounding) else f"outputs would differ by {found:.1e}"
 
 
 def _fastest(model: nn.Module, inputs: Any, seconds: float) -> nn.Module:
-    """The network as it is, or with channels last if that is faster beyond the noise."""
+    """Return the network in channels-last format if that is faster beyond the noise; otherwise, return it as it is."""
     last = copied(model)
     channels_last_(last)
     for network in (model, last):

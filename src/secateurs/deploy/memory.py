@@ -1,4 +1,4 @@
-"""The most memory that a network's tensors take at once."""
+"""Measure the peak memory of a network's tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateurs.graph.leaves import tensors
 
 
 class _Live(DispatchMode):
-    """Counts the bytes of the storages that ops make, while they are alive."""
+    """Counts the bytes of the storages that ops allocate, as long as they are alive."""
 
     def __init__(self, held: set[int]) -> None:
         super().__init__()
@@ -44,8 +44,8 @@ class _Live(DispatchMode):
 
 
 def peak(model: nn.Module, run: Callable[[], object], inputs: Any) -> int:
-    """Bytes: parameters, buffers, inputs and the activations that are alive at the worst moment of a run. What an op uses
-    inside (a convolution's workspace) is not in it on a CPU."""
+    """Return the peak memory of a run in bytes: parameters, buffers, inputs, and the activations alive at the peak. On a CPU,
+    it does not include what an op uses internally (such as a convolution's workspace)."""
     storages = [x.untyped_storage() for x in chain(model.parameters(), model.buffers(), tensors(inputs))]
     held = {s._cdata: s.nbytes() for s in storages}
     device = storages[0].device

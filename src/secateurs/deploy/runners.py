@@ -1,4 +1,4 @@
-"""A network made ready to run on a target."""
+"""Prepare a network to run on a target."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from secateurs.stripes import StripeConv, tune
 
 @dataclass(frozen=True)
 class Runner:
-    """program: to be timed. memory: measures the most bytes that the tensors of a run take; None where the runtime does not
-    tell."""
+    """A prepared network. program: what to time. memory: measures the peak memory of a run in bytes; None if the runtime does
+    not report it."""
 
     program: Program
     memory: Callable[[], int] | None = None
@@ -34,9 +34,9 @@ class Runner:
 
 @contextmanager
 def runner(model: nn.Module, inputs: Any, target: Target) -> Iterator[Runner]:
-    """Context with a copy of the model, in eval mode, ready to run on the target with these inputs.
+    """Prepare a copy of the model, in eval mode, to run on the target with these inputs. Use as a context manager.
 
-    Raises ConfigError if the target cannot be used on this machine, ExportError if the network cannot be exported to it.
+    Raises ConfigError if the target cannot be used on this machine, and ExportError if the network cannot be exported to it.
     """
     target.check()
     target = target.suited(model)
@@ -52,7 +52,7 @@ def runner(model: nn.Module, inputs: Any, target: Target) -> Iterator[Runner]:
 
 
 def program(model: nn.Module, inputs: Any) -> Program:
-    """A network in eval mode, on inputs on its own device."""
+    """Return a program that runs a network in eval mode. The inputs are on its device."""
 
     def run() -> None:
         with torch.inference_mode():
@@ -66,7 +66,7 @@ def _in_torch(model: nn.Module, inputs: Any, target: Target) -> Runner:
     model = copied(model).to(device).eval()
     inputs = map_tensors(lambda x: x.to(device), inputs)
     mixed = len({p.dtype for p in model.parameters() if p.is_floating_point()}) > 1
-    if not mixed or dtype is not torch.float32:  # a network of several precisions runs as it is
+    if not mixed or dtype is not torch.float32:  # a network with several precisions runs as it is
         {"fp32": model.float, "fp16": model.half, "bf16": model.bfloat16}[target.precision]()
         inputs = map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
     if target.channels_last:
@@ -78,7 +78,7 @@ def _in_torch(model: nn.Module, inputs: Any, target: Target) -> Runner:
     memory = partial(peak, model, eager.run, inputs)
     if target.mode == "eager":
         return Runner(eager, memory)
-    torch._dynamo.reset()  # its cache is limited, whatever was compiled before
+    torch._dynamo.reset()  # its cache has a limit, which earlier compilations may have reached
     compiled: nn.Module = torch.compile(  # type: ignore[assignment]
         model, mode="reduce-overhead" if target.mode == "cudagraphs" else None
     )

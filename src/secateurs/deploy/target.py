@@ -30,13 +30,13 @@ class Target:
 
     runtime: `torch-cpu`, `torch-cuda`, `onnxruntime` or `openvino`; the last two on the CPU.
     batch: the number of images; None takes the example inputs as they are.
-    threads: of the CPU; None uses what PyTorch uses, for all runtimes.
-    precision: what the network is converted to; in PyTorch one that is in half precision stays so. ONNX Runtime computes in
-        fp32 here; OpenVINO may use bf16 or fp16 where the processor has them.
+    threads: the number of CPU threads; None uses PyTorch's number in all runtimes.
+    precision: what the network is converted to. In PyTorch, a network in half precision stays in it. ONNX Runtime always
+        computes in fp32 here; OpenVINO may use bf16 or fp16 if the processor supports them.
     channels_last: the memory format of images and kernels, in PyTorch.
     mode: `eager`; `compile` for `torch.compile`; `cudagraphs` for its `reduce-overhead` mode, on a GPU.
 
-    Raises ConfigError for a target that does not exist, or settings that its runtime does not have.
+    Raises ConfigError for a target that does not exist, and for settings that its runtime does not support.
     """
 
     runtime: Runtime = "torch-cpu"
@@ -58,7 +58,7 @@ class Target:
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ConfigError(Setting(name, value), " must be a whole number, 1 or more.")
-            object.__setattr__(self, name, int(value))  # NumPy's are no JSON
+            object.__setattr__(self, name, int(value))  # NumPy integers cannot be written as JSON
         if not isinstance(self.channels_last, bool):
             raise ConfigError(Setting("channels_last", self.channels_last), " must be True or False.")
         if self.runtime == "onnxruntime" and self.precision != "fp32":
@@ -73,7 +73,7 @@ class Target:
 
     @classmethod
     def of(cls, given: Target | str) -> Target:
-        """A target, or that of a name."""
+        """Return the target as is, or the target with this name."""
         if isinstance(given, Target):
             return given
         if not isinstance(given, str):
@@ -82,7 +82,7 @@ class Target:
 
     @classmethod
     def installed(cls, *settings: Any) -> list[Target]:
-        """Every target that this machine can run, with these settings (those after `batch`) where they have them."""
+        """Return every target that this machine can run and that supports these settings (the fields after `batch`)."""
         found = []
         for runtime in get_args(Runtime):
             with suppress(ConfigError):
@@ -90,7 +90,7 @@ class Target:
         return [target for target in found if target.missing is None]
 
     def suited(self, model: nn.Module) -> Target:
-        """The target for this network: in PyTorch one that is in half precision runs in it."""
+        """Adapt the target to this network: in PyTorch, a network in half precision runs in it."""
         kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
         own = next((name for name, dtype in DTYPES.items() if kinds == {dtype}), "fp32")
         return replace(self, precision=own) if self.in_torch and self.precision == "fp32" else self  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ class Target:
 
     @property
     def format(self) -> Format | None:
-        """What a network is exported to for it; None for PyTorch, which runs the module."""
+        """The format that a network is exported to for this target; None for PyTorch, which runs the module."""
         return {"onnxruntime": ONNX, "openvino": OPENVINO}.get(self.runtime)
 
     @property
@@ -110,18 +110,18 @@ class Target:
 
     @property
     def used_threads(self) -> int:
-        """How many threads of the CPU it uses: its own number, or what PyTorch uses now."""
+        """The number of CPU threads: the target's own, or what PyTorch uses now."""
         return self.threads or torch.get_num_threads()
 
     @property
     def missing(self) -> str | None:
-        """Why this machine cannot run it, and what to do; None if it can."""
+        """Why this machine cannot run the target, and what to do about it; None if it can."""
         if self.runtime == "torch-cuda" and not torch.cuda.is_available():
             return "there is no GPU that CUDA can use: `secateurs env` says why"
         return None if self.format is None else self.format.missing
 
     def check(self) -> None:
-        """Raise ConfigError if this machine cannot run it."""
+        """Raise ConfigError if this machine cannot run the target."""
         if why := self.missing:
             raise ConfigError(Setting("target", self.runtime), f" cannot be used: {why}.")
 
@@ -134,7 +134,7 @@ class Target:
         }
 
     def __str__(self) -> str:
-        """`torch-cuda, fp16, channels last`."""
+        """Describe the target in words, such as `torch-cuda, fp16, channels last`."""
         parts: list[str] = [self.runtime]
         parts += [self.mode] * (self.mode != "eager")
         parts += [self.precision] * (self.precision != "fp32")
@@ -145,7 +145,7 @@ class Target:
 
 @contextmanager
 def threaded(target: Target) -> Iterator[int]:
-    """Context in which PyTorch uses the target's number of threads. Yields it."""
+    """Make PyTorch use the target's number of threads within this context. Yields the number."""
     before = torch.get_num_threads()
     if target.threads:
         torch.set_num_threads(target.threads)
@@ -157,7 +157,7 @@ def threaded(target: Target) -> Iterator[int]:
 
 
 def machine(target: Target) -> str:
-    """The device that a target runs on, in words."""
+    """Return the name of the device that a target runs on."""
     if target.runtime == "torch-cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return processor()

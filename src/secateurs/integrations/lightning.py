@@ -1,4 +1,4 @@
-"""Methods that prune during training, in a Lightning `Trainer`."""
+"""Prune during training in a Lightning `Trainer`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class PruningCallback(Callback):
         Trainer(max_epochs=10, callbacks=[callback]).fit(module, loader)
         callback.plan        # the kept channels; module.model is now the pruned network
 
-    The settings are those of `secateurs.integrations.run.PruningRun`; `network` is the CNN's attribute in the
+    The settings are those of `secateurs.integrations.run.PruningRun`. `network` is the name of the CNN's attribute in the
     LightningModule.
 
-    Implementation: `on_train_start` attaches the pruner, since the network is then on its device and the optimizers exist. The
-    penalty is added to the result of `training_step`, which is wrapped during training: hooks such as
-    `on_before_backward` see the loss but cannot replace it, and a second backward pass would break gradient
-    accumulation, mixed precision and DistributedDataParallel, which all get one loss this way. The pruner is
-    stepped when `trainer.global_step` changes, so once per accumulated step. Its own optimizer
-    is stepped then, too; its gradients are unscaled (16-mixed) and averaged over the processes first. Training stops when the
-    pruner is done, the network is cut when training ends, and unfinished pruning resumes from Lightning's checkpoints.
+    Implementation: `on_train_start` attaches the pruner, because the network is then on its device and the optimizers exist.
+    The penalty is added to the result of `training_step`, which is wrapped during training. Hooks such as
+    `on_before_backward` see the loss but cannot replace it, and a second backward pass would break gradient accumulation,
+    mixed precision and DistributedDataParallel. This way, they all get a single loss. The pruner is stepped when
+    `trainer.global_step` changes, once per accumulated step, together with its own optimizer. The optimizer's gradients are
+    first unscaled (16-mixed) and averaged over the processes. Training stops when the pruner is done, the network is cut when
+    training ends, and unfinished pruning resumes from Lightning's checkpoints.
 
     Several processes: if a method freezes the network temporarily, as NPN does, DistributedDataParallel must be configured
     with `strategy="ddp_find_unused_parameters_true"`.

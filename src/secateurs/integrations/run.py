@@ -1,4 +1,4 @@
-"""The common part of the callbacks: a pruner that is stepped by any trainer."""
+"""The common part of the callbacks: a pruner that any trainer can step."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class PruningRun:
     The callbacks take these settings:
 
     method: a method that prunes during training, by name or configured: `"npn"`, `sc.NPN(epochs=10)`.
-    budget: the cost that the pruned network may have at most.
-    network: the CNN within the trained module: a path such as `"model"` or `"backbone"`, or a function that returns it;
-        None is the trained module itself.
-    example_inputs: inputs for the trace; by default the first image of a training batch.
+    budget: the maximum cost of the pruned network.
+    network: the CNN within the trained module: a path such as `"model"` or `"backbone"`, or a function that returns it.
+        None means the trained module itself.
+    example_inputs: inputs for the trace; by default, the first example of a training batch.
     exclude, only, ratios, min_channels, max_cut: as for `prune`; names are those within the network.
-    data: `(inputs, targets)` batches for the method's measurements; by default the trainer's own training batches.
-    cut: cut the network in place at the end, with the trainer's optimizer. Otherwise it is not cut, and
+    data: `(inputs, targets)` batches for the method's measurements; by default, the trainer's training batches.
+    cut: cut the network in place at the end, together with the trainer's optimizer. Otherwise, it is not cut, and
         `plan` has the channels to keep.
-    stop: end training when the pruner is done. Otherwise training continues with the cut network.
-    steps: number of optimizer steps for pruning; by default all steps of the trainer.
+    stop: end training when the pruner is done. Otherwise, training continues with the cut network.
+    steps: number of optimizer steps for pruning; by default, all steps of the trainer.
     """
 
     def __init__(
@@ -81,15 +81,15 @@ class PruningRun:
         self.pruner: Pruner | None = None
         self.plan: Plan | None = None
         self.model: nn.Module | None = None
-        self.loaded: dict[str, Any] | None = None  # of a resumed run
+        self.loaded: dict[str, Any] | None = None  # the state of a resumed run
 
     @property
     def active(self) -> bool:
         return self.pruner is not None and self.plan is None
 
     def check(self, batches: Any, processes: int) -> None:
-        """Raise ConfigError if training cannot continue with the cut network: with several processes, and with a DataLoader
-        for which another iteration would end the one in progress."""
+        """Raise ConfigError if training cannot continue with the cut network: with several processes, or with a DataLoader
+        that cannot be iterated a second time while an iteration is in progress."""
         if self.stop:
             return
         if processes > 1:
@@ -103,7 +103,7 @@ class PruningRun:
             )
 
     def begin(self, module: nn.Module, *, steps: int, epoch_steps: int, batches: Any) -> None:
-        """Start pruning. batches: the trainer's, as `(inputs, targets)`, iterated as often as needed."""
+        """Start pruning. batches: the trainer's, as `(inputs, targets)`. They are iterated as often as needed."""
         self.plan = None
         self.model = find(module, self.network)
         self._modes = [(m, m.training) for m in self.model.modules()]  # methods may leave it in eval mode
@@ -123,8 +123,8 @@ class PruningRun:
         return self.pruner.penalty() if self.pruner is not None and self.active else 0.0
 
     def before_step(self, scale: float = 1.0) -> None:
-        """Call before each optimizer step: apply the trainer's gradient processing to the pruner's own networks,
-        which the trainer does not know. scale: the loss scale, in float16."""
+        """Call before each optimizer step. Applies the trainer's gradient processing to the pruner's own networks, which the
+        trainer does not know about. scale: the loss scale in float16."""
         if self.pruner is None or not self.active:
             return
         self.pruner.average()
@@ -132,7 +132,7 @@ class PruningRun:
             grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
             if scale != 1.0 and grads:
                 torch._foreach_div_(grads, scale)
-                if not all(bool(g.isfinite().all()) for g in grads):  # the step is skipped, as a loss scaler does
+                if not all(bool(g.isfinite().all()) for g in grads):  # skip the step, as a loss scaler does
                     optimizer.zero_grad()
 
     def after_step(self, optimizers: list[Optimizer]) -> bool:
@@ -147,7 +147,7 @@ class PruningRun:
         return self.stop
 
     def finish(self, optimizers: list[Optimizer]) -> None:
-        """Detach the pruner, create the plan and cut."""
+        """Detach the pruner, create the plan, and cut the network."""
         if self.pruner is None or self.model is None or not self.active:
             return
         if self.cut and len(optimizers) > 1:
@@ -161,7 +161,7 @@ class PruningRun:
             module.training = mode
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values, from which `load` resumes the run."""
+        """Return tensors and plain values, from which `_load` resumes the run."""
         if self.pruner is None or not self.active:
             return {}
         networks = {
@@ -194,7 +194,7 @@ class PruningRun:
 
 
 class Pairs:
-    """A trainer's batches as `(inputs, targets)`, which can be iterated repeatedly."""
+    """A trainer's batches as `(inputs, targets)` that can be iterated repeatedly."""
 
     def __init__(self, batches: Any, pair: Callable[[Any], Any]) -> None:
         self.batches, self.pair = batches, pair
@@ -204,7 +204,7 @@ class Pairs:
 
 
 def find(module: nn.Module, network: str | Callable[[Any], nn.Module] | None) -> nn.Module:
-    """The CNN inside a trained module."""
+    """Find the CNN inside a trained module. Raises ConfigError if there is no submodule of that name."""
     if network is None:
         return module
     if callable(network):

@@ -1,4 +1,4 @@
-"""Methods that prune during training, in a `transformers.Trainer`."""
+"""Prune during training in a `transformers.Trainer`."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class PruningCallback(TrainerCallback):
         trainer.train()
         callback.plan        # the kept channels; model.model is now the pruned network
 
-    The settings are those of `secateurs.integrations.run.PruningRun`; `network` is the CNN's attribute in the model that
-    is trained, which takes the batch by name and returns its loss. Batches are dicts: the targets have
-    the key `labels`, the inputs are the rest.
+    The settings are those of `secateurs.integrations.run.PruningRun`. `network` is the name of the CNN's attribute in the
+    trained model, which takes the batch as keyword arguments and returns its loss. Batches are dicts: the targets have the
+    key `labels`, and the other entries are inputs.
 
     Implementation: callbacks of transformers do not see the loss, so `join` adds the callback to the trainer and wraps the
     trainer's `compute_loss`, the source of every loss: the model's own, label smoothing's and
-    `compute_loss_func`'s. (A hook on the model would miss the last two, a `compute_loss_func` would replace the first.)
+    `compute_loss_func`'s. (A hook on the model would miss the last two, and a `compute_loss_func` would replace the first.)
     The penalty is divided by the number of accumulated batches if the trainer does not do so. The pruner is stepped
-    after each optimizer step, with its own optimizer; its gradients are unscaled (fp16) and averaged over the
-    processes first. Training stops when the pruner is done, the network is cut when training ends, and the state that
+    after each optimizer step, together with its own optimizer, whose gradients are first unscaled (fp16) and averaged over
+    the processes. Training stops when the pruner is done, the network is cut when training ends, and the state that
     `resume_from_checkpoint` needs is saved in the trainer's checkpoints.
 
-    Several processes: if a method freezes the network temporarily, as NPN does, pass the TrainingArguments
-    `ddp_find_unused_parameters=True`.
+    Several processes: if a method freezes the network temporarily, as NPN does, pass
+    `ddp_find_unused_parameters=True` in the TrainingArguments.
     """
 
     def __init__(self, method: Any, budget: Any = None, *, labels: str = "labels", **settings: Any) -> None:
@@ -102,7 +102,7 @@ class PruningCallback(TrainerCallback):
         )
 
         assert self.run.pruner is not None
-        for network, _ in self.run.pruner.networks.values():  # may be copies of the model without a number of classes
+        for network, _ in self.run.pruner.networks.values():  # may be copies of the model that do not take labels
             network.register_forward_pre_hook(self._without_labels, with_kwargs=True)
 
     def _without_labels(self, network: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -133,7 +133,7 @@ class PruningCallback(TrainerCallback):
 
 
 def _divided(trainer: Trainer, items: Any) -> bool:
-    """Whether the loss is already divided by the number of accumulated batches, so that the trainer does not divide it."""
+    """Whether the loss is already divided by the number of accumulated batches, so the trainer does not divide it."""
     said = getattr(trainer, "loss_is_scaled_for_ga", None)
     if said is not None:
         return bool(said)

@@ -1,4 +1,4 @@
-"""A pruned YOLO or RT-DETR in Ultralytics' own trainer."""
+"""Train a pruned YOLO or RT-DETR in Ultralytics' own trainer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateurs.errors import ConfigError, SpecError
 from secateurs.zoo.vision import torchvision
 
 try:
-    torchvision()  # Ultralytics imports it: also one whose operators do not load
+    torchvision()  # Ultralytics imports it; this also works if its operators do not load
     from ultralytics.engine.model import Model
     from ultralytics.engine.trainer import BaseTrainer
 except (ImportError, SpecError) as error:
@@ -19,11 +19,11 @@ except (ImportError, SpecError) as error:
 
 
 def align(network: nn.Module) -> nn.Module:
-    """Set, in place, the numbers that blocks of Ultralytics keep of their own, and return the network.
+    """Update the channel counts that Ultralytics' blocks store, in place, and return the network.
 
-    C2f and its relatives halve their channels with `chunk` in training and inference, but by `self.c` in exports
-    (`forward_split`), which a trace does not run: a cut rewrites `c` only if all that is that wide in the block changes to
-    the same width. Call it on what `sc.prune` and `sc.load` return; `trainer` does.
+    C2f and similar blocks halve their channels with `chunk` in training and inference, but with `self.c` in exports
+    (`forward_split`), which a trace does not run. A cut rewrites `c` only if everything of that width in the block changes to
+    the same new width. Call `align` on networks from `sc.prune` and `sc.load`. `trainer` calls it for you.
     """
     block: Any
     for block in network.modules():
@@ -33,20 +33,20 @@ def align(network: nn.Module) -> nn.Module:
 
 
 def trainer(yolo: Model) -> type[BaseTrainer]:
-    """The trainer of this model's task, training the network that the model holds now:
+    """Return the trainer class of this model's task, which trains the network that the model holds now:
 
         yolo.model = align(sc.prune(yolo.model, inputs, "l1", sc.Budget(macs=0.5)).model)
         yolo.train(trainer=trainer(yolo), data="shapes.yaml", epochs=10)
 
-    Ultralytics' trainers build a network from its YAML file and copy the weights that fit, so that a pruned network would
-    come out whole again, and mostly untrained. This one starts from a copy of `yolo.model`; all else is Ultralytics':
-    losses, augmentation, the averaged weights, validation, `best.pt`. With `resume=True` it continues with the
-    network in the checkpoint.
+    Ultralytics' trainers build a network from its YAML file and copy the weights that fit. A pruned network would come back
+    unpruned and mostly untrained. This trainer starts from a copy of `yolo.model` instead. Everything else is Ultralytics'
+    own: losses, augmentation, averaged weights, validation, `best.pt`. With `resume=True`, it continues with the network in
+    the checkpoint.
 
     yolo: a `YOLO` or `RTDETR` whose `model` is a network, pruned or not.
 
-    Raises ConfigError for a model that is not a network. During the training, ConfigError for data with another number of
-    classes or image channels than the network has, and for `pretrained=…`, which asks for other weights.
+    Raises ConfigError for a model that is not a network. Training raises ConfigError if the data's number of classes or image
+    channels differs from the network's, and for `pretrained=…`, which asks for other weights.
     """
     if not isinstance(yolo, Model) or not isinstance(yolo.model, nn.Module):
         found = yolo.model if isinstance(yolo, Model) else yolo
@@ -59,7 +59,7 @@ def trainer(yolo: Model) -> type[BaseTrainer]:
         __doc__ = base.__doc__
 
         def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
-            if self.resume and weights is not None:  # of the checkpoint
+            if self.resume and weights is not None:  # the checkpoint's network
                 return _trainable(weights)
             if self.args.pretrained not in (True, None):
                 raise ConfigError(
@@ -73,8 +73,8 @@ def trainer(yolo: Model) -> type[BaseTrainer]:
 
 
 def _trainable(network: nn.Module) -> nn.Module:
-    """As Ultralytics builds it: in float32, every parameter trained (its trainers freeze what they freeze)."""
-    network.__dict__.pop("criterion", None)  # of an earlier training, with its settings
+    """Return a network as Ultralytics builds it: in float32, all parameters trainable. Its trainers choose what to freeze."""
+    network.__dict__.pop("criterion", None)  # left by an earlier training, with its settings
     network._modules.pop("criterion", None)
     return network.float().requires_grad_()
 

@@ -1,4 +1,4 @@
-"""How long a network takes at any widths, on the user's machine: tables of its layers, a model of them, and measurements."""
+"""Predict the time of a network at any widths on the user's machine: tables of its layers, a model, and measurements."""
 
 from secateurs.latency.build import modeled, tabulated
 from secateurs.latency.fits import FitRecord

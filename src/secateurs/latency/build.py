@@ -1,4 +1,4 @@
-"""Makes the latency model of a network on this machine: measures its pieces, or reads what was measured before, and fits."""
+"""Build the latency model of a network on this machine: measure its pieces, or read earlier measurements, and fit it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from secateurs.seeds import mix
 Array = np.ndarray
 Report = Callable[[str], None]
 
-FITTED, HELD = 8, 20  # cuts that the model is fitted to, and that its error is measured on, at most …
-FEWEST = 4, 3  # … and at least
+FITTED, HELD = 8, 20  # maximum numbers of cuts: to fit the model to, and to measure its error on
+FEWEST = 4, 3  # minimum numbers of these cuts
 PATIENCE = 30.0  # seconds for these measurements
 
 
@@ -44,10 +44,10 @@ def modeled(
     seed: int = 0,
     fit: Fit | None = None,
 ) -> LatencyModel:
-    """The latency model of a network on a target, fitted to random cuts of these groups that are measured end to end.
+    """Build the latency model of a network on a target, fitted to random cuts of these groups that are measured end to end.
 
-    What is measured of pieces is kept on disk, and the fit of a network as well; one that is in doubt only for a while.
-    fit: the one to use, of a run that is resumed.
+    The measurements of pieces and the fit are kept on disk. A fit that is in doubt is only used for a while.
+    fit: the fit of a resumed run, which is used as it is.
     """
     target.check()
     made = tabulated(graph, inputs, target, report)
@@ -69,7 +69,7 @@ def modeled(
 
 
 def _warn(fit: Fit, target: Target, report: Report) -> None:
-    """Say that a fit is in doubt, and what that means."""
+    """Report that a fit is in doubt, and what follows from it."""
     if fit.doubt:
         report(
             f"the latency model of {target} is in doubt: {fit.doubt}. The cut itself is measured all the same. This model is "
@@ -78,7 +78,7 @@ def _warn(fit: Fit, target: Target, report: Report) -> None:
 
 
 def tabulated(graph: PrunableGraph, inputs: Any, target: Target, report: Report) -> LatencyModel:
-    """The model as the pieces alone have it."""
+    """Return the model from the pieces alone, without a fit."""
     found = batched(pieces(graph), batch_of(inputs), target.batch)
     if not found:
         raise ConfigError("The network has no layer whose time could be measured: limit its MACs or parameters.")
@@ -103,7 +103,7 @@ def tabulated(graph: PrunableGraph, inputs: Any, target: Target, report: Report)
 
 
 def _spans(found: Sequence[Piece]) -> dict[Any, tuple[Point, tuple[bool, bool]]]:
-    """For each kind of piece the largest widths, and which of the two vary."""
+    """Return the largest widths of each kind of piece, and which of the two vary."""
     spans: dict[Any, tuple[Point, tuple[bool, bool]]] = {}
 
     def varies(form: Form, most: int) -> bool:
@@ -127,7 +127,7 @@ def _spans(found: Sequence[Piece]) -> dict[Any, tuple[Point, tuple[bool, bool]]]
 def _fitted(
     model: LatencyModel, graph: PrunableGraph, watch: Stopwatch, groups: Sequence[ChannelGroup], seed: int
 ) -> Fit:
-    """Measure random cuts, the narrowest one first, and fit to some of them; the error is that on the others."""
+    """Measure random cuts, the narrowest first. The error is that of a fit to some of them on the others."""
     seen: list[Array] = []
     ratios: list[float] = []
     seconds: list[float] = []
@@ -147,13 +147,13 @@ def _fitted(
     fit = Fit.to(np.array(seen[:few]), ratios[:few], Spread.of(seconds).median if len(seconds) > 1 else seconds[0])
     weights = np.array([fit.pieces, fit.params, fit.macs])
     errors = [abs(float(x @ weights) + fit.overhead - r) / r for x, r in zip(seen[few:], ratios[few:], strict=True)]
-    whole = Fit.to(np.array(seen), ratios, fit.seconds)  # with all of them, once the error is known
+    whole = Fit.to(np.array(seen), ratios, fit.seconds)  # fitted to all cuts, once the error is known
     return replace(whole, errors=tuple(round(e, 4) for e in errors), noise=round(float(np.median(noise)), 4))
 
 
 def cuts(model: LatencyModel, graph: PrunableGraph, groups: Sequence[ChannelGroup], seed: int) -> Iterator[Array]:
-    """Widths of random cuts: the narrowest first, then cuts of all sizes in which groups differ by up to a half. On the steps
-    that are fast on the target."""
+    """Yield the widths of random cuts: the narrowest first, then cuts of all sizes in which groups differ by up to a half.
+    Widths are multiples of the steps that are fast on the target."""
     generator = np.random.default_rng(mix(seed, "latency"))
     at = np.array([graph.index(g.name) for g in groups], dtype=np.int64)
     least = np.array([g.least for g in groups])

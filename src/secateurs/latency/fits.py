@@ -47,19 +47,19 @@ class FitRecord(BaseModel):
 
 
 def key(model: LatencyModel, groups: Sequence[ChannelGroup]) -> str:
-    """What a fit depends on: the ops of the network, its pieces, and the groups that are cut."""
+    """Return a key of what a fit depends on: the ops of the network, its pieces, and the groups that are cut."""
     found = [
         [p.geometry.key, p.count, *([f.constant, sorted(f.multiplicities.items())] for f in (p.wide_in, p.wide_out))]
         for p in model.pieces
     ]
-    ops = [str(op.target) for op in model.graph.flow.ops if op.live]  # those that are no pieces take time, too
+    ops = [str(op.target) for op in model.graph.flow.ops if op.live]  # ops that are not pieces take time, too
     about = [ops, found, model.sizes.tolist(), sorted(g.name for g in groups), model.steps.tolist(), model.target.batch]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def read(store: Store, key: str) -> Fit | None:
-    """None where there is none, or none that can be read. One that is in doubt is good for a while only: for the command that
-    made it, and those right after it."""
+    """Read a fit. Returns None if there is none, or if it cannot be read. A fit that is in doubt is only valid for a short
+    time: for the command that made it, and commands right after it."""
     try:
         found = read_json(store.folder / f"fit-{key}.json", FitRecord, limit=1 << 16)
     except ArtifactError:

@@ -1,4 +1,4 @@
-"""What a runtime computes at once: a layer with what is fused into it, or an op of its own, at any widths."""
+"""The geometry of what a runtime computes at once: a layer with the ops fused into it, or a separate op, at any widths."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 Kind = Literal["convolution", "linear", "norm", "pointwise", "pooling", "concatenation"]
-DEPTHWISE = 0  # groups: as many as there are channels
+DEPTHWISE = 0  # the value of `groups` for one group per channel
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Everything about a piece of a network but its widths.
+    """Everything about a piece of a network except its widths.
 
-    batch: the images; of a linear layer, the rows. space: the input's spatial size. groups: of a convolution, `DEPTHWISE` for
-    one per channel. norm, added, activation: what follows a layer at once, in this order. inputs: of an op between
-    activations. mode: "max", "mean" or "global" for pooling.
+    batch: the number of images, or of a linear layer's rows. space: the input's spatial size. groups: those of a convolution;
+    `DEPTHWISE` for one per channel. norm, added, activation: the ops that directly follow a layer, in this order. inputs: the
+    number of activations that an op reads. mode: "max", "mean" or "global" for pooling.
     """
 
     kind: Kind
@@ -37,10 +37,10 @@ class Geometry:
 
     @property
     def square(self) -> bool:
-        """Whether it has two widths; of the other kinds, what comes in and what goes out are as wide."""
+        """Whether the piece has two widths. Pieces of other kinds have the same input and output width."""
         return self.kind in ("convolution", "linear") and self.groups != DEPTHWISE
 
     @property
     def key(self) -> str:
-        """A name for files."""
+        """The piece's name in files."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]

@@ -1,4 +1,4 @@
-"""The latency model of a network: the times of its pieces at any widths, and what they do not explain, fitted."""
+"""The latency model of a network: the times of its pieces at any widths, and a fit of what they do not explain."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from secateurs.latency.pieces import pieces as pieces_of
 from secateurs.latency.table import DIVISORS, Table, Tables
 
 Array = np.ndarray
-BUSY, ROUGH = 0.03, 0.15  # a fit with more noise, or a larger error, is not to be kept
-LIKED = 1.1  # widths that cost no more than this factor over the best ones are liked
+BUSY, ROUGH = 0.03, 0.15  # a fit with more noise, or a larger error, is in doubt
+LIKED = 1.1  # a step of widths is liked if it costs no more than this factor over the best
 
 
 @dataclass(frozen=True)
 class Fit:
-    """time / original's time = pieces · (their share) + params · (share of the parameters) + macs · (of the MACs) + overhead.
-    The four add up to 1.
+    """The weights of time / original's time = pieces · (share of the pieces' time) + params · (share of the parameters) +
+    macs · (share of the MACs) + overhead. The four add up to 1.
 
-    seconds: of the original, as measured. errors: relative, on cuts that were not fitted. noise: the standard error of a
-    typical measurement, relative.
+    seconds: the measured time of the original. errors: relative errors on cuts that were not fitted. noise: the relative
+    standard error of a typical measurement.
     """
 
     pieces: float = 1.0
@@ -39,7 +39,7 @@ class Fit:
 
     @property
     def doubt(self) -> str:
-        """Why it is not to be relied on, as a part of a sentence; empty if it is."""
+        """Why the fit is not reliable, as part of a sentence; empty if it is."""
         if self.noise > BUSY:
             return f"the machine was busy, and times were only known to ±{self.noise:.1%}"
         if self.error is not None and self.error > ROUGH:
@@ -48,21 +48,21 @@ class Fit:
 
     @property
     def error(self) -> float | None:
-        """The mean error; None where nothing was held out."""
+        """The mean error; None if no cuts were held out."""
         return float(np.mean(self.errors)) if self.errors else None
 
     def __str__(self) -> str:
-        """`within 4% on 20 cuts`, most of them: the mean of the errors."""
+        """Describe the fit by its mean error: `within 4.0% on 20 cuts`."""
         return f"within {self.error:.1%} on {len(self.errors)} cuts" if self.errors else "not checked"
 
     @classmethod
     def to(cls, features: Array, ratios: Sequence[float], seconds: float) -> Fit:
-        """The least squares of relative errors. features: (cuts, 3): shares of pieces, parameters, MACs. ratios: (cuts,)."""
+        """Minimize the squares of relative errors. features: (cuts, 3), shares of pieces, parameters, MACs. ratios: (cuts,)."""
         from scipy.optimize import nnls
 
         target = np.array(ratios)
         rows = np.concatenate([features, np.ones((len(target), 1))], 1) / target[:, None]
-        # The sum is 1: the original is met. A little weight holds to the pieces where cuts don't tell the four apart.
+        # The sum is 1, so the original's time is met. A weak prior favors the pieces where cuts do not separate the four.
         total, prior = np.full((1, 4), 1e3), 0.05 * np.eye(4)
         due = np.concatenate([np.ones(len(target)), [1e3], 0.05 * np.array([0.9, 0.0, 0.0, 0.1])])
         found, _ = nnls(np.concatenate([rows, total, prior]), due)
@@ -71,11 +71,12 @@ class Fit:
 
 
 class LatencyModel:
-    """Seconds of one run of a network at any widths: a `secateurs.graph.channels.Clock`.
+    """Predicts the seconds of one run of a network at any widths. Implements `secateurs.graph.channels.Clock`.
 
-    graph: the network's, without a latency model. tables: of each piece, by the key of its geometry. curve: what a convolution
-        takes with these shares of its stripes, as fractions of the whole one's time: (shares, fractions); None: as long as with
-        all of them. whole: the seconds of the pieces and the cost of the original, if the graph is that of a cut network.
+    graph: the network's, without a latency model. tables: the table of each piece, by the key of its geometry.
+    curve: (shares, fractions): with these shares of its stripes, a convolution takes these fractions of its time. None if lost
+        stripes save no time.
+    whole: the seconds of the pieces and the cost of the original, if the graph is that of a cut network.
     """
 
     def __init__(
@@ -106,18 +107,18 @@ class LatencyModel:
         return LatencyModel(self.graph, self.pieces, self.tables, self.target, self.fit, curve, (self.whole, self.base))
 
     def of(self, graph: ChannelGraph, inputs: Any) -> LatencyModel:
-        """The same model for what a cut has left of the network. graph: without a latency model, traced on these inputs."""
+        """Return this model for the cut network. graph: the cut network's, without a latency model, traced on these inputs."""
         found = batched(pieces_of(graph), batch_of(inputs), self.target.batch)
         known = [p for p in found if p.geometry.key in self.tables]
         return LatencyModel(graph, known, self.tables, self.target, self.fit, self.curve, (self.whole, self.base))
 
     def each(self, widths: Array) -> Array:
-        """Seconds of each piece, with all of its stripes: (pieces,)."""
+        """Return the seconds of each piece with all of its stripes: (pieces,)."""
         return np.asarray(self._read(self._at, self._in(widths), self._out(widths)) * self._count)
 
     def features(self, widths: Array, stripes: Mapping[str, int] | None = None) -> Array:
-        """The shares that the fit combines: (3,). Of a convolution that has lost stripes, parameters and MACs count as its time
-        does: a runtime that computes the dense convolution has all of them."""
+        """Return the shares that the fit combines: (3,). If a convolution has lost stripes, its parameters and MACs shrink by
+        the same fraction as its time: a runtime that computes the dense convolution has all of them."""
         seconds, counted = self.each(widths), dict[str, int]()
         if stripes and self.curve is not None:
             filters = self._out(widths)
@@ -139,14 +140,14 @@ class LatencyModel:
 
     @property
     def doubt(self) -> str:
-        """Why predictions are not to be relied on; empty if they are."""
+        """Why predictions are not reliable; empty if they are."""
         return self.fit.doubt
 
     # -- the staircase ------------------------------------------------------------------------------------------------
 
     @property
     def factors(self) -> dict[int, float]:
-        """For each of `DIVISORS`, by what factor the network takes longer where widths are multiples of no more."""
+        """For each of `DIVISORS`, the factor by which the network is slower if widths are multiples of no larger divisor."""
         seconds = self.each(self.sizes)
         moves = self._in.moves | self._out.moves
         tables = [self.tables[p.geometry.key] for p in self.pieces]
@@ -158,19 +159,19 @@ class LatencyModel:
 
     @property
     def liked(self) -> int:
-        """The smallest number of channels of whose multiples the target is not slower than of others."""
+        """The smallest number of channels whose multiples are as fast on the target as any other widths."""
         factors = self.factors
         return next(d for d in DIVISORS if factors[d] <= LIKED * min(factors.values()))
 
     @property
     def steps(self) -> Array:
-        """(groups,) what widths are multiples of: `liked`, and less for groups that would have fewer than four widths."""
+        """The step of each group's widths, (groups,): `liked`, or less for groups that would have fewer than four widths."""
         few = np.array([max(d for d in DIVISORS if d <= max(1, n // 4)) for n in self.sizes.tolist()])
         return np.minimum(self.liked, few)
 
 
 class _Forms:
-    """Widths of pieces from those of groups."""
+    """Computes the widths of pieces from those of groups."""
 
     def __init__(self, forms: Sequence[Form]) -> None:
         flat = [(i, g, m) for i, form in enumerate(forms) for g, m in form.multiplicities.items()]

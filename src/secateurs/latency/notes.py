@@ -1,4 +1,4 @@
-"""What was measured of a cut, in the folder of its run: measurements differ from day to day, and a resumed run must make the
+"""Keep what was measured of a cut in the run's folder. Measurements differ from day to day, but a resumed run must make the
 same cut."""
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Positive = Annotated[float, Field(gt=0, lt=1e6)]
 
 
 class Note(BaseModel):
-    """share: the fraction of the predicted time that a method which trains was given; None for other methods. limit: the one
-    that the cut was selected with; None where the method's own cut holds. measured: ratio, noise and seconds of that cut; None
-    while the method trains. fit: of the latency model, which the limits refer to."""
+    """The measurements of a cut. share: the fraction of the predicted time that a method that trains was given; None for other
+    methods. limit: the fraction that the cut was selected with; None if it is the own cut of a method that trains. measured:
+    ratio, noise and seconds of the cut; None while the method trains. fit: the latency model's, which the fractions refer to.
+    """
 
     format: Literal["secateurs-latency-cut"] = "secateurs-latency-cut"
     version: Literal[2] = 2
@@ -42,13 +43,13 @@ class Note(BaseModel):
 
 
 def read(file: Path, settings: Mapping[str, Any]) -> Note | None:
-    """None if there is none, or one of other settings. Raises ArtifactError for a damaged file."""
+    """Read a note. Returns None if there is none, or if its settings differ. Raises ArtifactError for a damaged file."""
     found = _kept(file)
     return found if found is not None and found.settings == _plain(settings) else None
 
 
 def fit_in(file: Path | None, budget: Mapping[str, Any]) -> Fit | None:
-    """The fit that the run in a folder works with, if it has measured anything under this budget, which names the target.
+    """Return the fit that the run of a note uses. None if it has measured nothing under this budget, which names the target.
     Raises ArtifactError for a damaged file."""
     found = None if file is None else _kept(file)
     return found.fit.fit if found is not None and found.settings.get("budget") == _plain(budget) else None
@@ -59,12 +60,12 @@ def _kept(file: Path) -> Note | None:
 
 
 def _plain(settings: Mapping[str, Any]) -> Any:
-    """As JSON gives them back."""
+    """Return the settings as JSON restores them."""
     return json.loads(json.dumps(settings))
 
 
 def write(file: Path, note: Note) -> None:
-    """Raises ArtifactError if it cannot be written."""
+    """Write a note. Raises ArtifactError if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, dump_json(note.model_dump(mode="json"), 1))

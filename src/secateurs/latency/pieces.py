@@ -1,4 +1,4 @@
-"""A network as the pieces that a runtime computes one after the other, each with its widths as forms of the groups' widths."""
+"""Split a network into the pieces that a runtime computes one after another, with widths as linear forms of groups' widths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateurs.latency.geometry import DEPTHWISE, Geometry
 
 @dataclass(frozen=True)
 class Form:
-    """A width: `constant + Σ multiplicities[g] · width[g]`. full: its value for the whole network."""
+    """A width as a linear form, `constant + Σ multiplicities[g] · width[g]`. full: its value for the whole network."""
 
     constant: float
     multiplicities: Mapping[int, float] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Piece:
-    """One of them: `count` times. kernel: the weight whose stripes it computes."""
+    """A piece that the network runs `count` times. kernel: the weight whose stripes it computes."""
 
     geometry: Geometry
     wide_in: Form
@@ -44,19 +44,19 @@ class Piece:
 
 
 def pieces(graph: ChannelGraph) -> list[Piece]:
-    """The pieces of a network, in execution order. What is not among them (movements, attention, recurrent layers …) is a part
-    of the constant that the model fits."""
+    """Return the pieces of a network, in execution order. Other ops (movements, attention, recurrent layers …) are part of the
+    overhead that the model fits."""
     found = _Walk(graph).found
     merged: dict[Any, Piece] = {}
-    for piece in found:  # equal ones are computed once
+    for piece in found:  # equal pieces are merged
         key = (piece.geometry, piece.kernel, _key(piece.wide_in), _key(piece.wide_out))
         merged[key] = replace(merged[key], count=merged[key].count + 1) if key in merged else piece
     return list(merged.values())
 
 
 def batched(found: Sequence[Piece], size: int | None, batch: int | None) -> list[Piece]:
-    """The pieces at another batch size. size: that of the examples. What does not grow with it, such as a position embedding,
-    stays as it is."""
+    """Return the pieces at another batch size. size: the batch size of the examples. Pieces that do not grow with it, such as a
+    position embedding, stay as they are."""
     if not size or batch in (None, size):
         return list(found)
 
@@ -71,13 +71,13 @@ def _key(form: Form) -> tuple[Any, ...]:
 
 
 class _Walk:
-    """Follows a run op by op. Ops that a layer takes with it are not pieces of their own."""
+    """Walks through a run op by op. Ops that are fused into a layer are not separate pieces."""
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph, self.flow = graph, graph.flow
         self.forms = _Axes(graph)
         self.wide: dict[Value, Form] = {}  # the channels of an activation
-        self.taken: set[int] = set()  # ops that belong to a layer before them
+        self.taken: set[int] = set()  # ops that are fused into an earlier layer
         self.found: list[Piece] = []
         for value in self.flow.inputs:
             self.wide[value] = _constant(value)
@@ -113,7 +113,7 @@ class _Walk:
         self.found.append(Piece(replace(geometry, **more), wide_in, wide_out, kernel))
 
     def _weight(self, op: Op) -> tuple[str, tuple[int, ...]]:
-        """The parameter that is the layer's weight, and its shape: of several that it is computed from, the largest."""
+        """Return the name and shape of the layer's weight: the largest parameter, if it is computed from several."""
         shapes = {n: self.graph.shapes.get(n, ()) for n in self.flow.parameters(op)}
         named = [v.name for v in op.inputs if v.name and len(v.shape) > 1]
         name = named[0] if named else max(shapes, key=lambda n: (len(shapes[n]) > 1, sum(shapes[n])), default="")
@@ -141,7 +141,7 @@ class _Walk:
         return geometry, wide_in, wide_out
 
     def _epilogue(self, op: Op, wide: Form) -> tuple[Value, dict[str, Any]]:
-        """What follows a layer at once: where it ends, and what it is."""
+        """Return the last value of the ops fused into a layer, and what those ops are."""
         more: dict[str, Any] = {}
         after = self.flow.after(op)
         value = op.outputs[0]
@@ -152,7 +152,7 @@ class _Walk:
             sums = self.flow.sums(op)
             if sums and {o.index for o in sums[0].through} <= {o.index for o in after.norm}:
                 add = sums[0].op
-                known = all(v in self.wide for v in sums[0].others)  # else a later layer takes the addition
+                known = all(v in self.wide for v in sums[0].others)  # otherwise, a later layer takes the addition
                 if known and add.index not in self.taken and add.outputs[0].shape == value.shape:
                     more["added"] = True
                     value = self._take((add,), wide)
@@ -199,7 +199,7 @@ class _Walk:
         self.found.append(Piece(geometry, wide, wide))
 
     def _pass(self, op: Op) -> None:
-        """What an op does to the channels."""
+        """Propagate the channels through an op."""
         for out in op.outputs:
             known = [v for v in op.live if v in self.wide]
             joined = op.family is Family.CONCATENATION and len(out.shape) > 1 and known == list(op.live)
@@ -249,7 +249,7 @@ def _pooling(op: Op, batch: int, space: tuple[int, ...]) -> Geometry:
 
 
 class _Axes:
-    """The width of an axis of a parameter, as a form."""
+    """Returns the width of an axis of a parameter as a form."""
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph

@@ -1,4 +1,4 @@
-"""Cut networks for a runtime without exporting each of them: the original's file with the weights cut. For measuring only."""
+"""Time cut networks without exporting each of them, by cutting the weights in the original's file. For measuring only."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Cut = Callable[[Plan], Program | None]
 
 @contextmanager
 def sliced(model: nn.Module, inputs: Any, target: Target) -> Iterator[tuple[Program | None, Cut]]:
-    """Context with the original's program, if its file is one of the target's, and a function that makes a program of the
-    network cut by a plan: None where a file cannot be cut so, since more of its constants depend on widths than those of
-    layers."""
+    """Yield the original's program, or None unless the target is ONNX Runtime, and a function that makes a program of the
+    network cut by a plan. The function returns None for a file that cannot be cut this way, because constants other than
+    those of layers depend on widths."""
     format = target.format
     if format is None or ONNX.missing:
         yield None, lambda plan: None
@@ -57,8 +57,8 @@ def _opened(format: Format, path: Path, target: Target, inputs: Any) -> Program:
 
 
 def _cut(whole: Any, plan: Plan) -> Any:
-    """A copy of an ONNX model in which the weights of layers have the shapes that a plan leaves. Their values are cut
-    where they are found by name; other constants of a layer, of folded batch norms, are only as long as they must be."""
+    """Return a copy of an ONNX model in which the weights of layers have the shapes that a plan leaves. Weights that are found
+    by name are cut. Other constants of a layer, such as those of folded batch norms, are only shortened to fit."""
     from onnx import ModelProto, numpy_helper
 
     model = ModelProto()
@@ -84,7 +84,7 @@ def _cut(whole: Any, plan: Plan) -> Any:
     for node in graph.node:
         if node.op_type == "Reshape" and node.input[1] in at and node.input[1] not in done:
             shape = numpy_helper.to_array(graph.initializer[at[node.input[1]]]).copy()
-            if len(shape) > 1 and (shape > 0).all():  # the axis of the channels: the second, after groups the third
+            if len(shape) > 1 and (shape > 0).all():  # the channel axis: the second, or the third after groups
                 shape[2 if len(shape) == 5 else 1] = -1
                 put(node.input[1], shape)
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.input[1] not in done:

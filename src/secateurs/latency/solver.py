@@ -1,7 +1,8 @@
-"""Widths on the edges of the staircase: the most that can be kept within limits, over all groups jointly, as a knapsack.
+"""Choose widths on the edges of the staircase: keep the most worth within limits, over all groups jointly, as a knapsack.
 
-Costs are products of two widths and tables over two widths. Around given widths they are taken as what each group changes on
-its own, and what two groups that meet in a layer change together: exact where no product has more than two widths that vary.
+Costs are products of two widths and tables over two widths. Around given widths, they are expanded into the change that each
+group makes alone and the change that two groups in the same layer make together. This is exact if no product has more than two
+widths that vary.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 Array = np.ndarray
-GAP = 1e-4  # relative, of the worth that is kept to the best that could be
-NODES = 20_000  # of the search, so that it ends after the same work on every machine
+GAP = 1e-4  # relative gap between the worth that is kept and the best possible
+NODES = 20_000  # limit of the search, so that it ends after the same work on every machine
 
 
 def best(
@@ -23,10 +24,11 @@ def best(
     start: Array,
     pairs: Iterable[tuple[int, int]] = (),
 ) -> Array | None:
-    """The widths of the most worth within the limits: (groups,). None if there are none, or the search does not end.
+    """Return the widths with the most worth within the limits: (groups,). None if there are none, or if the search does not
+    finish.
 
-    candidates: for each group the widths that it may have. worth: what each of them is worth. cost: of widths, (limits,).
-    start: widths around which costs are taken. pairs: the groups that change costs together.
+    candidates: for each group, the widths that it may have. worth: the worth of each of them. cost: returns the costs of
+    widths, (limits,). start: widths around which costs are expanded. pairs: groups that change costs together.
     """
     import scipy.sparse as sparse
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -37,8 +39,8 @@ def best(
     first = np.cumsum([0, *map(len, candidates)])
     gains = np.concatenate([np.asarray(w, dtype=np.float64) for w in worth])
     prices = [np.concatenate(alone)]  # (choices, limits)
-    chosen = int(first[-1])  # binaries; then what pairs of groups choose together
-    # One width of each group.
+    chosen = int(first[-1])  # binary variables of groups; those of pairs follow
+    # Each group has exactly one width.
     rows: list[int] = []
     columns: list[int] = []
     values: list[float] = []
@@ -60,7 +62,7 @@ def best(
         prices.append(together.reshape(len(a) * len(b), -1))
         at = total + np.arange(len(a) * len(b)).reshape(len(a), len(b))
         total += at.size
-        for start_of, lines in ((first[g], at), (first[h], at.T)):  # they agree with what each group chooses
+        for start_of, lines in ((first[g], at), (first[h], at.T)):  # a pair agrees with each group's choice
             for k, line in enumerate(lines):
                 rows += [rules] * (len(line) + 1)
                 columns += [*line.tolist(), int(start_of) + k]
@@ -86,7 +88,7 @@ def best(
 
 
 def replaced(widths: Array, *changes: tuple[int, int]) -> Array:
-    """A copy in which some groups have other widths."""
+    """Return a copy of the widths in which some groups have other widths."""
     changed = widths.copy()
     for g, width in changes:
         changed[g] = width

@@ -1,4 +1,4 @@
-"""A cut network beside the original, measured end to end on a target."""
+"""Measure a cut network against the original, end to end on a target."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from secateurs.latency.slices import Cut, sliced
 from secateurs.plans import Plan
 from secateurs.surgery import apply
 
-SLOW = 0.3  # seconds of a run from which on fewer rounds must do
-FEW = 4  # rounds of those
+SLOW = 0.3  # seconds of a run above which fewer rounds are measured
+FEW = 4  # rounds of slow runs
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A cut network's time. ratio: over the original's within a round, the median. noise: the standard error of that median,
-    as a fraction of it. before, after: seconds of one run of the original, the median, and of the cut network by that ratio."""
+    """A cut network's time. ratio: the median over rounds of its time divided by the original's. noise: the standard error of
+    that median, as a fraction of it. before: the median seconds of one run of the original. after: the seconds of the cut
+    network, `before · ratio`."""
 
     ratio: float
     noise: float
@@ -38,10 +39,10 @@ class Measured:
 
     @classmethod
     def of(cls, before: Sequence[float], after: Sequence[float]) -> Measured:
-        """Of the two times, round by round."""
+        """Compute it from the times of both networks in each round."""
         ratios = [b / a for a, b in zip(before, after, strict=True)]
         low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        noise = 1.2533 * (high - low) / 1.349 / math.sqrt(len(ratios)) / median  # of a median of normal values
+        noise = 1.2533 * (high - low) / 1.349 / math.sqrt(len(ratios)) / median  # for normal values
         typical = statistics.median(before)
         return cls(median, noise, typical, typical * median)
 
@@ -51,13 +52,13 @@ class Stopwatch:
 
     def __init__(self, model: nn.Module, inputs: Any, target: Target, original: Program, cut: Cut) -> None:
         self.model, self.inputs, self.target, self.original, self._cut = model, inputs, target, original, cut
-        self.exact = True  # whether the last cut was measured itself, and not in a file that stands for it
+        self.exact = True  # whether the last cut itself was measured, not a file that stands in for it
 
     def measure(self, plan: Plan, *, seconds: float = 0.3, margin: float = math.inf, most: float = 4.0) -> Measured:
-        """The network cut by a plan. For a runtime of files the original's file with its weights cut stands for it, where that
-        is possible.
+        """Measure the network cut by a plan. In a runtime that runs files, the original's file with its weights cut stands in
+        for it where possible.
 
-        seconds: to measure for. margin: measure on, for `most` seconds, until the noise is no larger.
+        seconds: how long to measure. margin: keep measuring until the noise is no larger than this, for up to `most` seconds.
         """
         with unwatched():
             program = self._cut(plan)
@@ -69,7 +70,7 @@ class Stopwatch:
     def confirm(
         self, network: nn.Module, *, seconds: float = 1.0, margin: float = math.inf, most: float = 4.0
     ) -> Measured:
-        """A network as it is, in the target's own runtime."""
+        """Measure a network as it is, in the target's own runtime."""
         with unwatched(), runner(network, self.inputs, self.target) as run:
             return self._paired(run.program, seconds, margin, most)
 
@@ -96,9 +97,9 @@ class Stopwatch:
 
 @contextmanager
 def stopwatch(model: nn.Module, inputs: Any, target: Target) -> Iterator[Stopwatch]:
-    """Context with a stopwatch for cuts of this network, on these inputs at the target's batch size.
+    """Yield a stopwatch for cuts of this network, on these inputs at the target's batch size. Use as a context manager.
 
-    Raises ConfigError for a target that this machine cannot run, ExportError for a network that cannot be exported to it.
+    Raises ConfigError for a target that this machine cannot run, and ExportError for a network that cannot be exported to it.
     """
     inputs = batched(inputs, target.batch)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What was measured, on disk: by device, runtime and its settings, and versions."""
+"""Keep measurements on disk, by device, runtime, settings and versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Time = Annotated[float, Field(strict=True, gt=0, lt=1e6)]
 
 
 class Samples(BaseModel):
-    """Seconds of a piece at widths."""
+    """The seconds of a piece at several widths."""
 
     format: Literal["secateurs-latency"]
     version: Literal[1]
@@ -34,8 +34,8 @@ class Samples(BaseModel):
 
 
 class Store:
-    """The files of a target on this machine. Files that cannot be read are measured again; a folder that takes no files costs
-    no more than the time to measure."""
+    """The files of a target on this machine. If a file cannot be read, its piece is measured again. If the folder cannot be
+    written to, only the time to measure is lost."""
 
     def __init__(self, target: Target) -> None:
         about = {**where(target), "settings": {k: v for k, v in target.record().items() if k != "batch"}}
@@ -60,7 +60,7 @@ class Store:
         self.keep(self._path(geometry), body)
 
     def keep(self, file: Path, body: Mapping[str, object]) -> None:
-        """Write one of the files, which other processes may write as well."""
+        """Write a file, which other processes may also write."""
         with contextlib.suppress(OSError):
             if not (about := self.folder / "about.json").exists():
                 with replacing(about) as new:
@@ -73,11 +73,11 @@ class Store:
 
 
 def where(target: Target) -> dict[str, object]:
-    """What times depend on beside the target's settings."""
+    """Return what times depend on besides the target's settings."""
     found: dict[str, object] = {
         "machine": machine(target), "torch": torch.__version__, "threads": target.used_threads,
     }  # fmt: skip
     if target.format is not None:
-        # Not the version of a distribution: onnxruntime-gpu and others have the same module.
+        # The module's version: distributions such as onnxruntime-gpu provide the same module.
         found[target.runtime] = str(getattr(import_module(target.runtime), "__version__", ""))
     return found

@@ -1,4 +1,4 @@
-"""What convolutions gain from the stripes that they lose, in the target's runtime."""
+"""Measure the time that convolutions save with fewer stripes in the target's runtime."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from secateurs.plans import PrunableGraph
 Array = np.ndarray
 Curve = tuple[Sequence[float], Sequence[float]]
 SHARES = (0.1, 0.25, 0.5, 0.75)
-FLAT = (0.0, 1.0), (1.0, 1.0)  # nothing is gained
-MARGIN = 0.01  # the standard error that measurements should have
+FLAT = (0.0, 1.0), (1.0, 1.0)  # no time is saved
+MARGIN = 0.01  # the standard error to reach in measurements
 
 
 class CurveRecord(BaseModel):
-    """The JSON form of what is measured: the fraction of the original's time that the network takes with `SHARES` of the
+    """The JSON form of the measurements: the fractions of the original's time that the network takes with `SHARES` of the
     stripes of every convolution."""
 
     format: Literal["secateurs-latency-stripes"]
@@ -38,11 +38,11 @@ class CurveRecord(BaseModel):
 
 
 def curve(model: LatencyModel, graph: PrunableGraph, watch: Callable[[], AbstractContextManager[Stopwatch]]) -> Curve:
-    """Shares of stripes, and the fractions of its time that a convolution takes with them, each with the fastest kernel: such
-    that the model predicts what the network takes with these shares, end to end. What follows a convolution does not get
-    faster. Files have the dense convolution, as have compiled networks: nothing is gained there.
+    """Return shares of stripes, and the fractions of its time that a convolution takes with them, each with the fastest kernel.
+    With these fractions, the model predicts the end-to-end time of the network at these shares. Ops that follow a convolution
+    do not get faster. Files and compiled networks compute the dense convolution, so no time is saved there.
 
-    graph: the network's. watch: what measures it, if it was not measured before.
+    graph: the network's. watch: makes a stopwatch, if there is no earlier measurement.
     """
     target, store = model.target, Store(model.target)
     own = [piece for piece in model.pieces if _striped(piece)]
@@ -59,7 +59,7 @@ def curve(model: LatencyModel, graph: PrunableGraph, watch: Callable[[], Abstrac
     none = {piece.kernel: 0 for piece in own}
     least = model.with_curve(((0.0, 1.0), (0.0, 1.0)))(model.sizes, none) / model(
         model.sizes
-    )  # if all of it were gained
+    )  # if these convolutions took no time
     if least > 1 - 1e-6:
         return FLAT
     gained = (np.array(ratios) - least) / (1 - least)
@@ -68,7 +68,7 @@ def curve(model: LatencyModel, graph: PrunableGraph, watch: Callable[[], Abstrac
 
 
 def _key(model: LatencyModel, own: Sequence[Piece]) -> str:
-    """What a curve depends on: the pieces of the network at their full widths."""
+    """Return a key of what a curve depends on: the pieces of the network at their full widths."""
     every = [[p.geometry.key, p.wide_in.full, p.wide_out.full, p.count] for p in model.pieces]
     about = [every, sorted(p.kernel for p in own)]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
@@ -80,7 +80,7 @@ def _striped(piece: Piece) -> bool:
 
 
 def _random(graph: PrunableGraph, own: Sequence[Piece], share: float) -> dict[str, Array]:
-    """A share of the stripes of each of these convolutions: kernel → (filters, *kernel)."""
+    """Choose a random share of the stripes of each of these convolutions: kernel → (filters, *kernel)."""
     generator = np.random.default_rng(0)
     found = {}
     for piece in own:

@@ -1,4 +1,4 @@
-"""The times of a piece of a network at a coarse grid of widths, and what widths off the grid cost more."""
+"""The times of a piece of a network on a coarse grid of widths, and the extra cost of widths off the grid."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from secateurs.latency.geometry import Geometry
 Array = np.ndarray
 Point = tuple[int, int]  # widths, in and out
 
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of the largest width, on the grid
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # grid points, as shares of the largest width
 SIZE = len(SHARES)
-DIVISORS = (1, 2, 4, 8, 16, 32)  # what a width is a multiple of, and not of the next one
-LARGEST = 512 << 20  # bytes of the pieces that are measured together
+DIVISORS = (1, 2, 4, 8, 16, 32)  # widths are classified by the largest of these that divides them
+LARGEST = 512 << 20  # maximum bytes of the pieces that are measured together
 
 
 @dataclass(frozen=True)
 class Table:
     """Seconds of a piece.
 
-    wide_in, wide_out: the axes of the grid. seconds: at its points, (in, out). off_in, off_out: for each of `DIVISORS`, by what
-    factor a width that is a multiple of no more than it costs more than the grid says.
+    wide_in, wide_out: the axes of the grid. seconds: at its points, (in, out). off_in, off_out: for each of `DIVISORS`, the
+    factor by which a width that is a multiple of no larger divisor costs more than the grid says.
     """
 
     wide_in: tuple[int, ...]
@@ -36,12 +36,12 @@ class Table:
 
 
 def unit(most: int) -> int:
-    """What the widths on a grid are multiples of."""
+    """Return the number that the widths on a grid are multiples of."""
     return next((d for d in reversed(DIVISORS) if most >= 2 * d), 1)
 
 
 def axis(most: int, varies: bool) -> list[int]:
-    """The widths on the grid of a piece with at most so many channels."""
+    """Return the grid's widths for a piece with at most this many channels."""
     if not varies:
         return [most]
     by = unit(most)
@@ -49,14 +49,14 @@ def axis(most: int, varies: bool) -> list[int]:
 
 
 def odd(most: int) -> tuple[int, list[int]]:
-    """Widths off the grid, in its middle: a multiple of the unit, and by how much they are above it."""
+    """Return widths off the grid, in its middle, as a multiple of the unit and their offsets from it."""
     by = unit(most)
     base = max(by, round(most * 0.55 / by) * by)
     return base, [d for d in DIVISORS if d < by and base + d < most]
 
 
 def points(geometry: Geometry, most: Point, varies: tuple[bool, bool]) -> list[Point]:
-    """The widths to measure a piece at. varies: whether anything in the network changes them."""
+    """Return the widths to measure a piece at. varies: whether each width can change in this network."""
     if not geometry.square:
         base, more = odd(most[1]) if varies[1] else (most[1], [])
         return [(n, n) for n in (*axis(most[1], varies[1]), *(base + d for d in more))]
@@ -70,7 +70,7 @@ def points(geometry: Geometry, most: Point, varies: tuple[bool, bool]) -> list[P
 
 
 def measured(geometry: Geometry, wanted: Sequence[Point], target: Target, rounds: int = 2) -> dict[Point, float]:
-    """Seconds at these widths: the least of some rounds, so that what else the machine does is left out."""
+    """Return the seconds at these widths: the minimum over several rounds, which excludes other load on the machine."""
     found: dict[Point, float] = {}
     for _ in range(rounds):
         for chunk in _chunks(geometry, wanted):
@@ -93,7 +93,7 @@ def _chunks(geometry: Geometry, wanted: Sequence[Point]) -> list[list[Point]]:
 
 
 def table(geometry: Geometry, samples: dict[Point, float], most: Point, varies: tuple[bool, bool]) -> Table:
-    """The table of what was measured at `points`."""
+    """Return the table of the measurements at `points`."""
     outs = axis(most[1], varies[1])
     if not geometry.square:
         line = [samples[n, n] for n in outs]
@@ -118,7 +118,7 @@ def table(geometry: Geometry, samples: dict[Point, float], most: Point, varies: 
 
 
 def _off(middle: tuple[int, list[int]], at: object, axis: Sequence[int], line: Sequence[float]) -> tuple[float, ...]:
-    """The factors of widths off the grid, of which a coarser one never costs more than a finer one."""
+    """Return the factors of widths off the grid. A coarser step never costs more than a finer one."""
     base, more = middle
     found = []
     for d in DIVISORS:
@@ -130,7 +130,7 @@ def _off(middle: tuple[int, list[int]], at: object, axis: Sequence[int], line: S
 
 
 class Tables:
-    """Several tables, read at once. Widths between the points of a grid are interpolated."""
+    """Several tables that are read together. Widths between the points of a grid are interpolated."""
 
     def __init__(self, tables: Sequence[Table]) -> None:
         n = len(tables)
@@ -145,7 +145,7 @@ class Tables:
             self._seconds[i] = np.pad(grid, [(0, SIZE - grid.shape[0]), (0, SIZE - grid.shape[1])], mode="edge")
 
     def __call__(self, at: Array, wide_in: Array, wide_out: Array) -> Array:
-        """Seconds of these tables at these widths, which may be fractional: (pieces,) each."""
+        """Return the seconds of these tables at these widths, which may be fractional: (pieces,) each."""
         (i, u), (o, v) = self._place(0, at, wide_in), self._place(1, at, wide_out)
         s = self._seconds
         low = s[at, i, o] * (1 - v) + s[at, i, o + 1] * v
@@ -155,7 +155,7 @@ class Tables:
         return np.asarray(found * off)
 
     def _place(self, which: int, at: Array, x: Array) -> tuple[Array, Array]:
-        """The cell of the grid, and the place in it: below the first point, what the first cell's slope says."""
+        """Return the cell of the grid and the place in it. Widths below the first point extend the slope of the first cell."""
         axes = self._axes[which][at]
         cell = np.clip((axes <= x[:, None]).sum(1) - 1, 0, SIZE - 2)
         rows = np.arange(len(at))
@@ -169,5 +169,5 @@ class Tables:
         for k, d in enumerate(DIVISORS):
             place = np.where(whole % d == 0, k, place)
         largest = self._axes[which][at]
-        full = (largest == whole[:, None]).any(1)  # on the grid, it was measured as it is
+        full = (largest == whole[:, None]).any(1)  # a width on the grid was measured itself
         return np.where(exact & ~full, self._off[which][at, place], 1.0)

@@ -33,8 +33,8 @@ __all__ = [
 
 
 class _Callable(ModuleType):
-    """A package that can be called, as `secateurs.methods` is and for the same reason: `sc.report` is bound to it once it is
-    imported. What is called is above it, and imported by its name, as all that `secateurs` has."""
+    """A package that can be called, like `secateurs.methods` and for the same reason: importing it binds `sc.report` to it. The
+    function that it calls is in a higher layer, so it is imported by name, like everything in `secateurs`."""
 
     def __call__(self, runs: Any, path: str | Path = "report.html", *, overwrite: bool = False) -> Path:
         written: Path = import_module("secateurs.runs.pages").report(runs, path, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Plots of curves, if matplotlib is installed."""
+"""Plot curves, if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def can_plot() -> bool:
 
 
 def check_picture(path: Path) -> None:
-    """Raise ConfigError if matplotlib is not installed, or has no format of this suffix."""
+    """Raise ConfigError if matplotlib is not installed or does not support this suffix."""
     if not can_plot():
         raise ConfigError("Plots need matplotlib: pip install 'secateurs[report]'.")
     from matplotlib.backend_bases import FigureCanvasBase
@@ -34,7 +34,7 @@ def check_picture(path: Path) -> None:
 
 
 def write_picture(path: Path, figure: Figure) -> Path:
-    """Write a figure whole or not at all, to a file whose suffix sets the format. Raises OSError if it cannot be written."""
+    """Write a figure atomically to a file whose suffix sets the format. Raises OSError if it cannot be written."""
     image = io.BytesIO()
     figure.savefig(image, format=_format(path), dpi=110)
     write_whole(path, image.getvalue())
@@ -54,10 +54,11 @@ def plot(
     y: str = "",
     marked: bool = False,
 ) -> Path:
-    """Plot curves by name, each (xs, ys), to a file whose suffix sets the format (.png, .svg, .pdf). marked: show the
-    points, too.
+    """Plot curves by name, each (xs, ys), to a file whose suffix sets the format (.png, .svg, .pdf). marked: also show
+    the points.
 
-    Raises ConfigError if matplotlib is not installed or for another suffix, OSError if the file cannot be written.
+    Raises ConfigError if matplotlib is not installed or does not support the suffix, and OSError if the file cannot be
+    written.
     """
     check_picture(path)
     from matplotlib.figure import Figure

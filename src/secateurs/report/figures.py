@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 
 def short(n: float) -> str:
-    """125485706 → '125.5M'; numbers below a thousand unchanged."""
+    """Abbreviate a number: 125485706 → '125.5M'. Numbers below a thousand stay as they are."""
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if n >= factor * 0.99995:  # a value that would round to 1000.0 of the next smaller unit
             return f"{n / factor:.2f}{unit}" if n < factor * 9.995 else f"{n / factor:.1f}{unit}"
@@ -15,22 +15,22 @@ def short(n: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A fraction in percent with one decimal: '40.0%'."""
+    """Format a fraction in percent with one decimal: '40.0%'."""
     return f"{part / whole:.1%}" if whole else "-"
 
 
 def percent(value: float | None) -> str:
-    """An accuracy that is already in percent."""
+    """Format an accuracy that is already in percent."""
     return "-" if value is None else f"{value:.2f}"
 
 
 def number(value: float | None) -> str:
-    """A metric of the user's own, on its own."""
+    """Format a single value of a custom metric."""
     return formatted([value])(value)
 
 
 def formatted(values: Sequence[float | None], figure: str = "") -> Callable[[float | None], str]:
-    """How one column shows these values of a figure: all with the same number of decimals, so that the largest has four
+    """Return the formatter of a column of these values. All have the same number of decimals, so that the largest has four
     significant digits. Top-1 and top-5 are percentages with two decimals."""
     if figure in ("top1", "top5"):
         return percent
@@ -44,7 +44,7 @@ def formatted(values: Sequence[float | None], figure: str = "") -> Callable[[flo
 
 
 def heading(figure: str) -> str:
-    """The name of a figure in tables: top1 is 'top-1', and mAP.map_50 'mAP50'."""
+    """Return the name of a figure in tables: 'top-1' for top1, and 'mAP50' for mAP.map_50."""
     if figure in ("top1", "top5"):
         return f"top-{figure[3:]}"
     name, _, part = figure.partition(".")
@@ -54,12 +54,12 @@ def heading(figure: str) -> str:
 
 
 def error(value: float | None) -> str:
-    """The verified error; an inexact cut has none."""
+    """Format the verified error. An inexact cut has none."""
     return "not verified" if value is None or math.isnan(value) else f"{value:.1e}"
 
 
 def duration(seconds: float) -> str:
-    """'0.31 ms', '42 ms', '1.4 s', '12 s', '3:05', '1:02:45'."""
+    """Format a duration: '0.31 ms', '42 ms', '1.4 s', '12 s', '3:05', '1:02:45'."""
     if seconds < 0.9995:
         ms = 1000 * seconds
         return f"{round(ms, 2):.2g} ms" if ms < 9.95 else f"{ms:.0f} ms"
@@ -70,6 +70,6 @@ def duration(seconds: float) -> str:
 
 
 def count(n: float, one: str) -> str:
-    """'1 epoch', '3 epochs', '0.5 epochs', '1,203 images', '2 passes'."""
+    """Format a number of things: '1 epoch', '3 epochs', '0.5 epochs', '1,203 images', '2 passes'."""
     several = "es" if one.endswith("s") else "s"
     return f"{n:{',' if isinstance(n, int) else 'g'}} {one}{'' if n == 1 else several}"

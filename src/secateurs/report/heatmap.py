@@ -1,4 +1,4 @@
-"""Pictures of tables of numbers."""
+"""Draw tables of numbers as heat maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from secateurs.report.curves import check_picture, write_picture
 
-TEXT_ROWS = 60  # with more of them, numbers are too small to read
+TEXT_ROWS = 60  # with more rows, numbers are too small to read
 BAD = "#d9d9d9"
 
 
@@ -23,13 +23,15 @@ def heatmap(
     scale: str = "",
     most: float | None = None,
 ) -> Path:
-    """Draw tables of numbers side by side on one scale of colors, which starts at 0 (light) and ends at `most` (dark), to a
-    file whose suffix sets the format (.png, .svg, .pdf). Each number is written in its cell; numbers that are not finite are
-    gray.
+    """Draw tables of numbers side by side to a file whose suffix sets the format (.png, .svg, .pdf).
 
-    panels: by title, for each row its numbers. scale: what the colors say.
+    All tables share one color scale, from 0 (light) to `most` (dark). Each number is written in its cell. Numbers that are not
+    finite are gray.
 
-    Raises ConfigError if matplotlib is not installed or for another suffix, OSError if the file cannot be written.
+    panels: for each title, the numbers of each row. scale: the label of the color scale.
+
+    Raises ConfigError if matplotlib is not installed or does not support the suffix, and OSError if the file cannot be
+    written.
     """
     check_picture(path)
     import numpy as np

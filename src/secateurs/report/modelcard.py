@@ -1,4 +1,4 @@
-"""README.md of an artifact: a model card as the Hugging Face Hub reads it."""
+"""Write an artifact's README.md: a model card that the Hugging Face Hub can read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIPELINES = {
     "detection": "object-detection",
 }
 DIGITS = "digits"
-PLACE = "USER/NAME"  # of the repository, which only its owner knows
+PLACE = "USER/NAME"  # the repository, which only its owner knows
 VERIFIED = (
     "The network was verified when it was cut: it computes what the original computes with the same channels masked, to a "
     "relative error of "
@@ -33,8 +33,8 @@ VERIFIED = (
 
 
 def text(card: Card, call: str | None = None, method: str = "", language: str = "python") -> str:
-    """The file's text. call: what repeats the pruning, Python or (language: sh) a command. method: what the method is, without
-    the period. Whatever they and the card hold is escaped."""
+    """Return the text of the file. call: the code that repeats the pruning, in Python, or a command (language: sh). method: a
+    description of the method, without the period. All text is escaped."""
     header = yaml.safe_dump(_header(card), sort_keys=False, allow_unicode=False, width=1000)
     made = "" if call is None else _fenced(call, language)
     return printable(f"---\n{header}---\n\n{_join(_body(card, made, method))}")
@@ -58,7 +58,7 @@ def _header(card: Card) -> dict[str, Any]:
         found["pipeline_tag"] = pipeline
     found["tags"] = list(dict.fromkeys(tags))
     if family == "timm" and "." in name and card.source is not None and card.source.options.get("pretrained") is True:
-        found["base_model"] = f"timm/{name}"  # its weights are from there; a name without a tag does not say which
+        found["base_model"] = f"timm/{name}"  # its weights are from there; without a tag, they are unknown
     if hub is not None:
         found["datasets"] = [hub]
     measured = list(_metrics(_networks(card)[-1][1]))
@@ -72,7 +72,7 @@ def _header(card: Card) -> dict[str, Any]:
 
 
 def _pipeline(card: Card) -> str | None:
-    """What the hub calls the task; None where it is not known."""
+    """Return the Hub's name of the task; None if it is not known."""
     inputs = [] if card.signature is None else card.signature.inputs
     if card.task is not None:
         return PIPELINES.get(card.task.name)
@@ -81,18 +81,18 @@ def _pipeline(card: Card) -> str | None:
 
 
 def _hub_data(card: Card) -> str | None:
-    """The name of the data on the hub, if it is from there."""
+    """Return the name of the data on the Hub, if it is from there."""
     spec = "" if card.data is None else str(card.data.data or "")
     return spec.removeprefix("hf:").partition("?")[0] if on_hub(spec) else None
 
 
 def _data_spec(card: Card) -> str:
-    """The spec without the options that say how it is read; empty for data that has none."""
+    """Return the spec without its options; empty for data without a spec."""
     return "" if card.data is None else str(card.data.data or "").partition("?")[0]
 
 
 def _data_name(card: Card) -> str:
-    """What to call the data, without the path that it has on this machine."""
+    """Return a name for the data, without its path on this machine."""
     spec = _data_spec(card)
     if spec == DIGITS:
         return "digits of scikit-learn"
@@ -109,21 +109,21 @@ def _metrics(figures: Figures) -> Iterator[dict[str, Any]]:
         yield {"type": "accuracy", "name": "top-1 accuracy, %", "value": round(figures.top1, 4)}
     if figures.top5 is not None:
         top5 = {"type": "accuracy", "name": "top-5 accuracy, %", "value": round(figures.top5, 4)}
-        yield {**top5, "args": {"top_k": 5}}  # tells it from the other accuracy
+        yield {**top5, "args": {"top_k": 5}}  # distinguishes it from the other accuracy
     for name, value in figures.metrics.items():
         if value is not None:
             yield {"type": _slug(name), "name": name, "value": round(value, 6)}
 
 
 def _networks(card: Card) -> list[tuple[str, Figures]]:
-    """The networks on the way, without the top-5 accuracy where that is 100% whatever the network computes."""
+    """Return all networks from the original on, without a top-5 accuracy that is 100% whatever the network computes."""
     networks, classes = card.networks(), _classes(card)
     always = classes <= 5 if classes is not None else all(figures.top5 in (None, 100) for _, figures in networks)
     return [(name, replace(figures, top5=None) if always else figures) for name, figures in networks]
 
 
 def _classes(card: Card) -> int | None:
-    """How many there are; None if it is not on record."""
+    """Return the number of classes; None if it is not on record."""
     if card.signature is not None and card.signature.classes is not None:
         return len(card.signature.classes)
     return None if card.source is None else card.source.num_classes
@@ -220,12 +220,12 @@ def _table(card: Card) -> str:
 
 
 def _escaped(value: str) -> str:
-    """Text that neither HTML nor Markdown reads as anything else."""
+    """Escape text, so that neither HTML nor Markdown treats any of it as markup."""
     return re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", html.escape(value, quote=False))
 
 
 def _code(value: str) -> str:
-    """Text as code. Backticks in it, which names do not have, would end it."""
+    """Format text as code. Text with backticks, which names do not have, is escaped instead: a backtick would end the code."""
     return f"`{value}`" if "`" not in value else _escaped(value)
 
 

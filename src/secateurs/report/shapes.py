@@ -20,7 +20,7 @@ MOST = 12  # maximum number of shapes shown per layer
 
 
 def masks(plan: Plan) -> dict[str, Array]:
-    """layer → the kept stripes, (filters, *kernel) of bools, without filters that were cut with their channels."""
+    """Return each layer's kept stripes, (filters, *kernel) of bools, without filters that were cut with their channels."""
     found = {}
     for name, places in plan.stripes.items():
         alive = as_mask(places, plan.shapes[name]).numpy()
@@ -29,14 +29,14 @@ def masks(plan: Plan) -> dict[str, Array]:
 
 
 def frequencies(mask: Array) -> list[tuple[Array, int]]:
-    """The shapes of a layer's filters, (*kernel) of bools, and the number of filters with each, most frequent first."""
+    """Return a layer's filter shapes, (*kernel) of bools, and the number of filters with each, most frequent first."""
     shapes, counts = np.unique(mask, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [(shapes[i], int(counts[i])) for i in order]
 
 
 def norms(model: nn.Module, plan: Plan) -> dict[str, Array]:
-    """layer → the mean norm of its filters' stripes at each position, (*kernel); a missing stripe counts as
+    """Return, for each layer, the mean norm of its filters' stripes at each position, (*kernel). A missing stripe counts as
     zero. model: the network cut by the plan."""
     found = {}
     for name, places in plan.stripes.items():
@@ -81,7 +81,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _gallery(found: dict[str, Array], path: Path) -> Path:
-    """One row per layer, its shapes from left to right; kept stripes are dark."""
+    """Draw one row per layer, with its shapes from left to right. Kept stripes are dark."""
     figure = _figure(0.75 * MOST + 1.5, 0.8 * len(found) + 0.4)
     axes = figure.subplots(len(found), MOST, squeeze=False)
     for row, (layer, mask) in zip(axes, found.items(), strict=True):
@@ -99,8 +99,8 @@ def _gallery(found: dict[str, Array], path: Path) -> Path:
 
 
 def sheet(kernel: Array) -> Array:
-    """A kernel as an image, (rows, columns): a 1-d kernel as one row, the planes of a 3-d kernel side by side with a gap (NaN)
-    between them."""
+    """Lay out a kernel as an image, (rows, columns): a 1-d kernel as one row, the planes of a 3-d kernel side by side with a
+    gap (NaN) between them."""
     planes = [np.atleast_2d(plane).astype(float) for plane in (kernel if kernel.ndim == 3 else [kernel])]
     gap = np.full((len(planes[0]), 1), np.nan)
     return np.concatenate([part for plane in planes for part in (gap, plane)][1:], 1)
@@ -114,7 +114,7 @@ def _frame(shape: Array) -> Any:
 
 
 def _maps(found: dict[str, Array], path: Path, title: str, most: float | None = None) -> Path:
-    """A small map for each layer. most: one scale for all, up to this value; else each has its own."""
+    """Draw a small map for each layer. most: one scale for all, up to this value; otherwise, each has its own."""
     columns = min(len(found), 6)
     rows = math.ceil(len(found) / columns)
     figure = _figure(1.5 * columns + 0.4, 1.6 * rows + 0.5)

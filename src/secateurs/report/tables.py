@@ -19,7 +19,7 @@ Justify = Literal["left", "right"]
 
 
 def table(*columns: str, left: int = 1) -> Table:
-    """An empty table with the first `left` columns left-aligned and the others (numbers) right-aligned."""
+    """Return an empty table. The first `left` columns are left-aligned, and the others (numbers) right-aligned."""
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         justify: Justify = "left" if i < left else "right"
@@ -28,14 +28,14 @@ def table(*columns: str, left: int = 1) -> Table:
 
 
 def as_text(made: Table) -> str:
-    """A table as lines of text, however wide it is."""
+    """Return a table as lines of text of any width."""
     file = io.StringIO()
     Console(file=file, width=1000, highlight=False, markup=False).print(made, markup=False)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
 class Measured(Protocol):
-    """What was measured of a network: see `Figures`."""
+    """The measurements of a network; see `Figures`."""
 
     @property
     def top1(self) -> float | None: ...
@@ -48,7 +48,7 @@ class Measured(Protocol):
 
 
 def outcome(networks: Sequence[tuple[str, Figures]]) -> Table:
-    """The cost of each network from the original to the artifact, and what was measured of it: see `Card.networks`."""
+    """Return a table of the cost and measurements of each network from the original to the artifact. See `Card.networks`."""
     measured = columns([figures for _, figures in networks])
     made = table("", "MACs", "", "params", "", *measured)
     for name, figures in networks:
@@ -63,7 +63,7 @@ def outcome(networks: Sequence[tuple[str, Figures]]) -> Table:
 
 
 def notebook(networks: Sequence[tuple[str, Figures]], method: str, verified: float | None) -> Markup:
-    """The same as HTML, for a notebook."""
+    """Return the table of `outcome` as HTML for a notebook."""
     figures, before = [f for _, f in networks], networks[0][1]
     measured = columns(figures) if any(f.loss is not None or f.top1 is not None or f.metrics for f in figures) else {}
     rows = [
@@ -79,8 +79,8 @@ def notebook(networks: Sequence[tuple[str, Figures]], method: str, verified: flo
 
 
 def columns(every: Sequence[Measured]) -> dict[str, Callable[[Measured], str]]:
-    """What was measured of any of these networks: the heading of each column, and what it shows. Top-1, top-5 and the loss if
-    nothing was."""
+    """Return a column for each measurement of these networks: its heading, and its formatter. Without any measurements, the
+    columns are top-1, top-5 and the loss."""
     own = dict.fromkeys(name for figures in every for name in figures.metrics)
     nothing = not own and all(f.top1 is None and f.loss is None for f in every)
     found: dict[str, Callable[[Measured], str]] = {}
@@ -97,16 +97,16 @@ def columns(every: Sequence[Measured]) -> dict[str, Callable[[Measured], str]]:
 
 
 def listing(names: Sequence[str], most: int = 2, rest: str = " +{}") -> str:
-    """'conv1, conv2 +3': the first names, and how many more there are."""
+    """List the first names, and say how many more there are: 'conv1, conv2 +3'."""
     more = len(names) - most
     return ", ".join(names[:most]) + (rest.format(more) if more > 0 else "")
 
 
-KINDS = {"L": "grayscale"}  # of images, as Pillow calls them
+KINDS = {"L": "grayscale"}  # Pillow's image modes
 
 
 def signature(called: Signature) -> list[str]:
-    """How a network is called, a line for each of its inputs, classes and preprocessing: from an artifact's card."""
+    """Describe a network's inputs, classes and preprocessing, one line each, from an artifact's card."""
     lines = [f"input {' and '.join(map(str, called.inputs))}"] if called.inputs else []
     if called.classes is not None:
         number_of = f"{len(called.classes):,} class{'es' * (len(called.classes) != 1)}"
@@ -127,7 +127,7 @@ def signature(called: Signature) -> list[str]:
 
 
 def stripes(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """The kept stripes of each layer: from an artifact's card."""
+    """Return a table of the kept stripes of each layer, from an artifact's card."""
     made = table("layer", "kernel", "filters", "stripes", "", "index")
     for layer in layers:
         made.add_row(
@@ -142,7 +142,7 @@ def stripes(layers: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def stripes_line(layers: Sequence[Mapping[str, Any]]) -> str:
-    """The same in one line."""
+    """Summarize the kept stripes in one line."""
     kept, of, index = (sum(layer[key] for layer in layers) for key in ("stripes", "of_stripes", "index"))
     return (
         f"stripes: {kept:,} of {of:,} kept ({share(kept, of)}) in {count(len(layers), 'layer')}; their positions take "
@@ -151,7 +151,7 @@ def stripes_line(layers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def timed(found: Latency) -> str:
-    """The time of a network that was cut to a latency budget, in one line."""
+    """Describe the time of a network that was cut to a latency budget in one line."""
     settings = dict(found.target)
     where = ", ".join([str(settings.pop("runtime", "")), *(f"{name}={value}" for name, value in settings.items())])
     checked = "" if found.model_error is None else f", within {found.model_error:.1%} on {count(found.cuts, 'cut')}"

@@ -1,4 +1,4 @@
-"""Batches from any source: our loaders, a DataLoader, a list, a function that returns an iterator."""
+"""Read batches from any source: our loaders, a DataLoader, a list, a function that returns an iterator."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ IGNORED = -100  # a target that cross-entropy ignores
 
 
 class Batch(NamedTuple):
-    inputs: Any  # (N, ...) tensor, or a tuple or dict of them; of a whole batch, all of it
-    # (N,) class indices, (N, classes) probabilities, or whatever the user's loss takes; None of a whole batch.
+    inputs: Any  # (N, ...) tensor, or a tuple or dict of them; for a whole batch, the batch itself
+    # (N,) class indices, (N, classes) probabilities, or whatever the user's loss takes; None for a whole batch.
     targets: Any
     labeled: bool = True  # False: the data has inputs only, and all targets are IGNORED
-    whole: bool = False  # True: it is passed on to the user's functions as the data yields it
-    number: int | None = None  # of the data's batch that it begins with, if it is not known from the order
+    whole: bool = False  # True: it is passed to the user's functions as the data yields it
+    number: int | None = None  # index of the data's batch that it begins with, if the order does not give it
 
     @property
     def rows(self) -> int:
@@ -40,21 +40,21 @@ class Batch(NamedTuple):
 
 
 def split_data(data: Any) -> tuple[Any, Any]:
-    """(train, val) of a Data object, or (data, None) for a plain iterable."""
+    """Return (train, val) of a Data object, or (data, None) for a plain iterable."""
     if hasattr(data, "train"):
         return data.train, getattr(data, "val", None)
     return data, None
 
 
 def length(source: Any) -> int | None:
-    """The number of batches in one pass, or None if unknown."""
+    """Return the number of batches in one pass, or None if unknown."""
     try:
         return len(source)
     except (TypeError, NotImplementedError, OverflowError):  # an IterableDataset's DataLoader raises TypeError
         return None
 
 
-# Whether an iterable without a length ends cannot be known. It must end within these limits, whichever comes first:
+# It cannot be known whether an iterable without a length ends. It must end within the first of these limits:
 ENDLESS = 1_000_000  # batches
 COUNT_SECONDS = 60.0  # for a pass that only counts
 EVALUATE_SECONDS = 3600.0  # for a pass that evaluates
@@ -70,7 +70,7 @@ ENDING = (
 
 
 def bounded(source: Any, split: str, seconds: float, advice: str) -> Iterator[Any]:
-    """The batches of one pass. Raises DataError if it does not end within the limits: see `ENDLESS`."""
+    """Yield the batches of one pass. Raises DataError if it does not end within the limits; see `ENDLESS`."""
     fresh = fresh_pass(source)
     if length(source) is not None or isinstance(source, Loader):
         yield from fresh
@@ -88,7 +88,7 @@ def bounded(source: Any, split: str, seconds: float, advice: str) -> Iterator[An
 
 
 def first(source: Any, split: str) -> Any:
-    """The first batch of a pass, without changing the caller's random state. Raises DataError if there is none."""
+    """Return the first batch of a pass without changing the caller's random state. Raises DataError if there is none."""
     with preserve_rng_state():
         for raw in fresh_pass(source):
             return raw
@@ -96,7 +96,7 @@ def first(source: Any, split: str) -> Any:
 
 
 def count(source: Any) -> int:
-    """The number of batches in one pass, by running one. Raises DataError if it does not end within the limits."""
+    """Count the batches in one pass by running one. Raises DataError if it does not end within the limits."""
     if isinstance(source, Iterator):
         raise DataError(
             "The length of the training data is unknown, and a one-shot iterator cannot be counted first. "
@@ -109,8 +109,8 @@ def count(source: Any) -> int:
 
 
 def measure(recipe: Recipe, source: Any) -> tuple[int | None, int | None]:
-    """(steps to take, steps per epoch), None where unknown. Data without a length is counted only if needed:
-    a schedule other than 'constant', or a fraction of an epoch, needs to know the end."""
+    """Return (steps to take, steps per epoch), each None if unknown. Data without a length is counted only if needed: a
+    schedule other than 'constant' needs to know the end, as does a fraction of an epoch."""
     n, limit = length(source), recipe.steps_per_epoch
     if limit is not None:
         n = limit if n is None else min(n, limit)
@@ -127,7 +127,7 @@ def measure(recipe: Recipe, source: Any) -> tuple[int | None, int | None]:
 
 
 def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
-    """An iterator positioned before batch `start`, and whether it needs the global generators seeded."""
+    """Return an iterator positioned before batch `start`, and whether the global generators must be seeded for it."""
     if hasattr(source, "set_epoch"):
         source.set_epoch(epoch)
     if hasattr(source, "iter_from"):
@@ -139,15 +139,15 @@ def walk(
     source: Any, *, seed: int, epoch: int, start: int = 0, limit: int | None = None, replay: bool = False,
     labels: bool = True, whole: bool = False,
 ) -> Iterator[tuple[int, Batch, bool]]:  # fmt: skip
-    """Yields (batch index, batch, whether it is the pass's last) from batch `start` on, reading one batch ahead.
+    """Yield (batch index, batch, whether it is the last of the pass) from batch `start` on, reading one batch ahead.
 
     limit: maximum number of batches in a pass; a one-shot iterator continues from its position in the next pass.
     replay: a one-shot iterator is at its beginning, and `epoch` such passes must be skipped.
-    labels: whether they are read; without, batches may be inputs only.
+    labels: whether labels are read; if not, batches may be inputs only.
     whole: whether batches are passed on whole.
 
-    Plain iterables are replayed from the beginning: each batch is drawn with generators seeded for it, so the
-    replay draws the same.
+    Plain iterables are replayed from the beginning. The generators are seeded before each batch, so the replay draws the same
+    batches.
     """
     seed_all(seed, "data", epoch)
     iterator, seeded = _open(source, epoch, start)
@@ -178,7 +178,7 @@ def walk(
 
 
 def _replay(iterator: Iterator[Any], seed: int, epochs: int, limit: int) -> None:
-    """Redraw the batches of a one-shot iterator's earlier epochs, with the same random state."""
+    """Draw the batches of a one-shot iterator's earlier epochs again, with the same random state."""
     for epoch in range(epochs):
         seed_all(seed, "data", epoch)
         for index in range(limit):
@@ -198,8 +198,8 @@ def _nothing(source: Any, epoch: int, start: int, found: int) -> str:
 
 
 def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True, whole: bool = False) -> Batch:
-    """Raises DataError for a batch that is empty or not a pair of inputs and targets; without `labels`, it may be
-    inputs only; if `whole`, anything that holds a tensor."""
+    """Convert a raw batch to a Batch. Raises DataError if it is empty or not a pair of inputs and targets. Without `labels`, it
+    may be inputs only. If `whole`, it may be anything that holds a tensor."""
     if whole:
         return Batch(held(raw, index, split), None, whole=True)
     if labels:
@@ -212,8 +212,8 @@ def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True,
 
 
 def check_labels(source: Any, readers: Sequence[str]) -> None:
-    """Raise DataError before any work if there are readers of labels, and the first batch is inputs only. One-shot
-    iterators, which this would consume, are checked when they are read."""
+    """Raise DataError before any work if there are readers of labels and the first batch is inputs only. One-shot
+    iterators are checked when they are read, because this check would consume them."""
     if not readers or isinstance(source, Loader | Iterator):
         return
     if checked(first(source, "train"), 0, "train")[1] is None:
@@ -234,8 +234,8 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -
 
 
 def share(batch: Batch, rank: int, world: int) -> Batch:
-    """This process's rows of a batch that every process has read. With fewer rows than processes, all keep
-    all rows, which keeps gradients correct (the mean over copies) and only changes the unbiased variance slightly."""
+    """Return this process's rows of a batch that every process has read. With fewer rows than processes, every process
+    keeps all rows. Gradients are then still correct (the mean over copies), and only the unbiased variance changes slightly."""
     rows = batch.rows
     if world == 1 or rows < world:
         return batch
@@ -244,18 +244,18 @@ def share(batch: Batch, rank: int, world: int) -> Batch:
 
 
 def rows_of(batch: Batch, low: int, high: int) -> Batch:
-    """Some of the batch's rows."""
+    """Return the batch's rows from `low` up to `high`."""
     return taken(batch, slice(low, high))
 
 
 def taken(batch: Batch, rows: Any) -> Batch:
-    """Some of the batch's rows. rows: a slice, or a tensor of indices."""
+    """Return some of the batch's rows. rows: a slice, or a tensor of indices."""
     n = batch.rows
     return batch._replace(inputs=part(batch.inputs, rows, n), targets=part(batch.targets, rows, n))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """One batch of all their rows."""
+    """Concatenate batches into one."""
     if len(batches) == 1:
         return batches[0]
     first = batches[0]
@@ -273,18 +273,18 @@ def _cat(parts: list[Any]) -> Any:
 
 
 def without_labels(source: Any, examples: int, *, seed: int, rows: int = 32, whole: bool = False) -> Iterator[Batch]:
-    """The first examples of a pass, with or without labels, and without augmentation where our own loaders did it.
-    Neither the caller's random state nor the loader's epoch changes, and the same seed gives the same examples.
+    """Yield the first examples of a pass, with or without labels. Our own loaders yield them without augmentation.
+    Neither the caller's random state nor the loader's epoch changes. The same seed gives the same examples.
 
-    examples: how many at most; fewer if the pass has no more. A list is read at even distances, since it may be sorted.
-    rows: smaller batches are joined until they have this many examples, if their shapes allow; whole ones never are.
+    examples: the maximum number; fewer if the pass ends earlier. A list is read at even intervals, because it may be sorted.
+    rows: smaller batches are joined until they have this many examples, if their shapes allow. Whole batches are never joined.
 
-    Raises DataError for inputs that are not finite. Of whole batches that is for whoever runs the network to check: targets
-    may have values that the user's functions leave out.
+    Raises DataError for inputs that are not finite. The code that runs the network must check whole batches itself, because
+    their targets may have values that the user's functions ignore.
     """
     left, waiting = examples, list[Batch]()
     with preserve_rng_state():
-        # A batch has at least one example, so that data without an end is read no further.
+        # A batch has at least one example, so `examples` batches are enough, and endless data is read no further.
         plain, numbers = _plain(source, examples, whole)
         for index, batch, last in walk(plain, seed=seed, epoch=0, limit=examples, labels=False, whole=whole):
             piece = rows_of(batch, 0, min(left, batch.rows))._replace(number=numbers[index] if numbers else index)
@@ -303,7 +303,7 @@ def without_labels(source: Any, examples: int, *, seed: int, rows: int = 32, who
 
 
 def _plain(source: Any, examples: int, whole: bool) -> tuple[Any, list[int]]:
-    """The batches to read them from, and the indices of those of a list."""
+    """Return the batches to read examples from, and their indices if the source is a list."""
     if isinstance(source, Loader):
         return source.plain(), []
     if isinstance(source, (list, tuple)) and source:
@@ -315,7 +315,7 @@ def _plain(source: Any, examples: int, whole: bool) -> tuple[Any, list[int]]:
 
 
 def check_finite(found: Sequence[torch.Tensor], where: str, what: str) -> None:
-    """Raise DataError if some of the values are NaN or infinite."""
+    """Raise DataError if any values are NaN or infinite."""
     floats = [x for x in found if x.is_floating_point()]
     if bad := sum(int((~x.isfinite()).sum()) for x in floats):
         total = sum(x.numel() for x in found)
@@ -323,7 +323,7 @@ def check_finite(found: Sequence[torch.Tensor], where: str, what: str) -> None:
 
 
 def fits(one: Batch, other: Batch) -> bool:
-    """Whether the two can be joined."""
+    """Whether two batches can be joined."""
     if one.whole:
         return False
     rows = [[(x.shape[1:], x.dtype, x.device) for x in leaves((b.inputs, b.targets))] for b in (one, other)]

@@ -1,4 +1,4 @@
-"""Training steps without Python between the kernels: the network compiled, on a GPU with CUDA graphs."""
+"""Run training steps without Python between the kernels: compile the network, with CUDA graphs on a GPU."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from secateurs.training.run import TrainingRun
 
 log = logging.getLogger("secateurs")
 
-# Steps that are worth it: compiling takes a minute or so, and saves some milliseconds a step. Not measured on a GPU.
+# Compiling pays off from this many steps: it takes about a minute and saves a few ms per step. Not measured on a GPU.
 STEPS = 5000
 
 
 def trials(device: torch.device) -> int:
-    """How often a compiled network is tried: on a GPU until a graph replays, to warm up, to record, to replay."""
+    """Return the number of trial passes of a compiled network. On a GPU, one each to warm up, record and replay a graph."""
     return 3 if device.type == "cuda" else 1
 
 
 def options(device: torch.device) -> dict[str, Any]:
-    """The arguments of torch.compile."""
+    """Return the arguments of torch.compile."""
     return {"mode": "reduce-overhead"} if device.type == "cuda" else {}
 
 
 def wanted(run: TrainingRun) -> bool:
-    """Whether to compile the network: if the recipe says so, or on its own where it pays."""
+    """Whether to compile the network: as the recipe says or, if it says "auto", where compiling pays off."""
     if run.recipe.compile != "auto":
         return run.recipe.compile
     return (
         run.device.type == "cuda"
         and run.world == 1
-        and run.recipe.accumulate == 1  # gradients of several batches would live in one graph's memory
-        and not run.objective.whole  # a function of the user's own may read values
+        and run.recipe.accumulate == 1  # gradients of several batches would share one graph's memory
+        and not run.objective.whole  # the user's functions may read values
         and run.total is not None
         and run.total - run.step >= STEPS
         and all(getattr(hook, "captures", True) for hook in run.hooks)
@@ -51,8 +51,8 @@ def wanted(run: TrainingRun) -> bool:
 
 
 class Captured(nn.Module):
-    """The compiled network for inputs of one form, the first, and the network itself for all others, such as an incomplete last
-    batch: each form would be compiled again.
+    """A network that is compiled for the shapes of its first inputs. Inputs of other shapes, such as an incomplete last batch,
+    run in the network itself, because every shape would be compiled again.
 
     guest: whether it runs within another network's pass.
     """
@@ -78,8 +78,8 @@ class Captured(nn.Module):
 
 
 def _frame(net: nn.Module) -> Callable[..., Any]:
-    """A function that calls the network, with code of its own: PyTorch compiles the same code for eight networks at most, and
-    runs the ninth as it is."""
+    """Return a function that calls the network, with a separate code object. PyTorch compiles one code object for at most eight
+    networks, and runs the ninth without compiling it."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return net(*args, **kwargs)
@@ -88,7 +88,7 @@ def _frame(net: nn.Module) -> Callable[..., Any]:
 
 
 class Beside(Captured):
-    """The same for a network that runs without gradients: if its first pass fails, the network itself."""
+    """A compiled network that runs without gradients. If its first pass fails, the network itself runs instead."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._form is not None:
@@ -107,17 +107,17 @@ def warn(error: Exception) -> None:
 
 
 class Compiler:
-    """Compiles the networks of a run at its first batch, and when one was cut or frozen since."""
+    """Compiles the networks of a run at its first batch, and again after one has been cut or frozen."""
 
     def __init__(self) -> None:
         self._made: list[Captured] = []
-        self._of: Any = None  # the networks and shapes for which they were made
-        self._tried: set[tuple[bool, ...]] = set()  # with which of the parameters trained
+        self._of: Any = None  # the networks and shapes that they were made for
+        self._tried: set[tuple[bool, ...]] = set()  # combinations of trained parameters that were tried
         self._beside: dict[nn.Module, Captured] = {}
         self._failed = False
 
     def compile_(self, run: TrainingRun, inputs: Any) -> None:
-        """Compile the networks of all parts, and try them on these inputs, forward and backward; if that fails, warn, and leave
+        """Compile the networks of all parts, and try them forward and backward on these inputs. If that fails, warn and leave
         them as they are. Neither their state nor the generators change."""
         if self._failed:
             return
@@ -137,14 +137,14 @@ class Compiler:
         try:
             self._try(run, inputs)
         except Exception as error:
-            # A compiler's errors are of many types; those of the network itself come again without it.
+            # A compiler raises many types of errors. The network's own errors occur again without it.
             warn(error)
             self._failed = True
             for part, net in zip(parts, nets, strict=True):
                 part.net = net
 
     def beside(self, net: nn.Module, device: torch.device) -> nn.Module:
-        """What to call for a network that runs on the same inputs without gradients, once those that train are compiled."""
+        """Return the callable for a network that runs on the same inputs without gradients: compiled if the others are."""
         if self._failed or not self._made:
             return net
         if net not in self._beside:
@@ -177,7 +177,7 @@ class Compiler:
 
     @staticmethod
     def _clear(run: TrainingRun) -> None:
-        """As before the pass, so that the next one, or the first step, runs the same graph."""
+        """Restore the state before the pass, so that the next pass, or the first step, runs the same graph."""
         run.clear_gradients()
         for hook in eager_hooks(run.parts["main"].module):
             hook.forget()

@@ -1,8 +1,8 @@
-"""Checks of batches before they reach a model: convert them if that is unambiguous, and report what does not fit by
-the split, the batch and its shapes.
+"""Check batches before they reach a model: convert them if that is unambiguous, and report what does not fit with the
+split, the batch and its shapes.
 
-Inputs of another floating dtype than the model's parameters are converted to it. Integers (`uint8` images) are not: how
-to scale them depends on the model's training, so they are passed unchanged, and DataError is raised if the model fails.
+Floating-point inputs are converted to the dtype of the model's parameters. Integers (`uint8` images) are not, because their
+scaling depends on the model's training. They are passed unchanged, and DataError is raised if the model fails.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Check:
         self._first: B.Batch | None = None
 
     def fit(self, batch: B.Batch, index: int) -> B.Batch:
-        """The batch, with floating inputs in the model's dtype. Raises DataError if the first batch is not finite."""
+        """Return the batch with floating inputs in the model's dtype. Raises DataError if the first batch is not finite."""
         inputs = batch.inputs if batch.whole else map_tensors(self._converted, batch.inputs)
         if not self._looked:
             self._looked = True
@@ -42,8 +42,8 @@ class Check:
         return batch._replace(inputs=inputs)
 
     def alike(self, batch: B.Batch, index: int) -> B.Batch:
-        """The batch, to be evaluated with the others. Raises DataError if its inputs or targets are of another kind: their
-        number, axes, channels and dtypes must be the same, and the sizes of images may differ."""
+        """Return the batch if it can be evaluated with the others. Raises DataError if it differs in the number, axes, channels
+        or dtypes of its inputs or targets. The sizes of images may differ."""
         self._first = self._first or batch
         if _kind(batch) != _kind(self._first):
             raise DataError(
@@ -56,24 +56,24 @@ class Check:
         return x if self.dtype is None or not x.is_floating_point() else x.to(self.dtype)
 
     def where(self, index: int | None) -> str:
-        """The name of the batch in messages; without an index, of the whole split."""
+        """Return the name of the batch in messages or, without an index, of the whole split."""
         return f"The data of {self.split}" if index is None else f"Batch {index} of {self.split}"
 
     @contextmanager
     def running(self, batch: B.Batch, index: int | None = None) -> Iterator[None]:
-        """Context around the model and the loss. Converts their exceptions to a DataError that says which batch failed, its
-        shapes and what the model expects; except for out-of-memory errors and SecateursErrors."""
+        """Convert exceptions of the model and the loss within this context to a DataError that names the batch, its shapes and
+        what the model expects. Out-of-memory errors and SecateursErrors are not converted."""
         try:
             yield
         except DataError as error:
             raise DataError(f"{self.where(index)}: {error}") from error
         except (SecateursError, torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception as error:  # of the user's code, and of PyTorch's on its behalf
+        except Exception as error:  # from the user's code, or from PyTorch called by it
             raise DataError(f"{self.where(index)} {self._explained(error, batch)}", hint=_hint(error, batch)) from error
 
     def _explained(self, error: Exception, batch: B.Batch) -> str:
-        """The description of what does not fit, after the name of the batch."""
+        """Describe what does not fit. The text follows the name of the batch."""
         given = " and ".join(map(described, leaves(batch.inputs)))
         found = culprit(error.__traceback__, self.model)
         if found is None:
@@ -91,7 +91,7 @@ class Check:
 
 
 def _hint(error: Exception, batch: B.Batch) -> tuple[object, ...]:
-    """What to do about a dict whose keys are not those that the model takes."""
+    """Return what to do about a dict whose keys are not the model's arguments."""
     if batch.whole or not isinstance(batch.inputs, Mapping) or not isinstance(error, TypeError):
         return ()
     return (
@@ -102,7 +102,7 @@ def _hint(error: Exception, batch: B.Batch) -> tuple[object, ...]:
 
 
 def _kind(batch: B.Batch) -> list[Any]:
-    """The axes, channels and dtype of one example, tensor by tensor."""
+    """Return the axes, channels and dtype of one example for each tensor."""
     given, targets = leaves(batch.inputs), leaves(batch.targets)
 
     def shape(x: Tensor) -> Any:
@@ -122,7 +122,7 @@ def _single(x: Tensor) -> bool:
 
 
 def unscaled(x: Tensor) -> bool:
-    """Whether these look like images as files have them: whole numbers up to 255, as floats. (N, C, *) of 1 to 4 channels."""
+    """Whether these look like unscaled images: whole numbers up to 255, as floats. x: (N, C, *) or (N, *, C), C ≤ 4."""
     if x.ndim < 4 or not x.is_floating_point() or not (x.shape[1] <= 4 or x.shape[-1] <= 4) or not x.numel():
         return False
     low, high = x.aminmax()

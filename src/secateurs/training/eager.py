@@ -1,4 +1,4 @@
-"""What is done in Python before and after a network's forward pass, also where the network is compiled."""
+"""Run Python code before and after a network's forward pass, even if the network is compiled."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 
 class EagerHook:
-    """What is done in Python before and after each forward pass of a network, for example to set its gates: forward hooks that
-    are not compiled with the network (`Captured` calls them). Copies of the network share it.
+    """Forward hooks that are not compiled with the network: Python code before and after each pass, for example to set gates.
+    If the network is compiled, `Captured` calls them. Copies of the network share the hook.
 
-    forget: drops what `before` has kept of a pass that is not a step of training.
+    forget: drops what `before` has kept of a pass that is not a training step.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class EagerHook:
         forget: Callable[[], None] = lambda: None,
     ) -> None:
         self.before, self.after, self.forget = before, after, forget
-        self.compiled = False  # whether the pass is compiled: `before` and `after` are called around it
+        self.compiled = False  # whether the pass is compiled; if so, `before` and `after` are called around it
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
             model.register_forward_hook(self._leave, always_call=True),
@@ -49,7 +49,7 @@ class EagerHook:
 
     @contextmanager
     def called(self, model: nn.Module, args: Any, kwargs: Any) -> Iterator[None]:
-        """A context in which the model's passes are a part of this one."""
+        """Call `before` and `after` around this context instead of around the model's passes in it."""
         self.compiled = True
         try:
             self.before(model, args, kwargs)

@@ -8,8 +8,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def decay_at(decay: float, step: int) -> float:
-    """The decay after so many optimizer steps: it grows to the one asked for, so that a short run is not an average of the
-    weights that it started from. At step t it averages over about the last t / 9 steps, and at most 1 / (1 − decay)."""
+    """Return the decay at an optimizer step. It grows to the given decay, so that a short run does not average its initial
+    weights. At step t, the average covers about the last t / 9 steps, and at most 1 / (1 − decay)."""
     return min(decay, (1 + step) / (10 + step))
 
 
@@ -17,8 +17,8 @@ def decay_at(decay: float, step: int) -> float:
 def average_(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """ema ← decay · ema + (1 − decay) · model, over parameters and buffers such as the statistics of batch norms.
 
-    What is no floating-point number (counters, masks), and buffers that a checkpoint does not hold, are copied. So are
-    buffers that the model's forward has replaced by others of another shape or dtype, added or removed.
+    Tensors that are not floating-point (counters, masks), and buffers that a checkpoint does not hold, are copied. Buffers
+    that the model's forward has added, removed, or replaced by ones of another shape or dtype, are changed in the same way.
     """
     _follow(ema, model)
     saved, old, new = ema.state_dict().keys(), _tensors(ema), _tensors(model, each_once=False)
@@ -34,7 +34,7 @@ def average_(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _follow(ema: nn.Module, model: nn.Module) -> None:
-    """Give the average the model's current buffers where they are not of the same shapes and dtypes."""
+    """Give the average the model's current buffers where their shapes or dtypes differ."""
     for path, module in model.named_modules():
         averaged = ema.get_submodule(path)
         own, current = averaged._buffers, module._buffers
@@ -53,6 +53,6 @@ def _form(x: Tensor | None) -> tuple[torch.Size, torch.dtype] | None:
 
 
 def _tensors(model: nn.Module, each_once: bool = True) -> dict[str, Tensor]:
-    """Parameters and buffers. each_once: those that several modules share under their first name only."""
+    """Return parameters and buffers by name. each_once: include shared ones under their first name only."""
     named = (*model.named_parameters(remove_duplicate=each_once), *model.named_buffers(remove_duplicate=each_once))
     return {name: x.detach() for name, x in named}

@@ -25,32 +25,32 @@ from secateurs.training.run import TrainingRun
 from secateurs.training.runtime import written
 from secateurs.training.syncnorm import synchronized
 
-LATE = 32  # batches after which the metrics are read from a GPU: it is waited for then, and not in between
+LATE = 32  # batches between reads of the metrics from a GPU, the only times that it is waited for
 
 
 class Engine(TrainingRun):
     """Trains `model` on `data` with `recipe`: `Engine(model, data, recipe).fit()`.
 
     `data`: an iterable of (inputs, targets) batches, a function that returns one, or an object with `.train`, `.val`.
-    `loss(outputs, targets) -> scalar` gets the model's raw outputs (default: cross-entropy, auxiliary heads included); it is
-    short for `objective=Objective(loss=…)`, with which batches may be anything: see `Objective`.
+    `loss(outputs, targets) -> scalar` gets the model's raw outputs (default: cross-entropy, including auxiliary heads). It is
+    short for `objective=Objective(loss=…)`. With other objectives, batches can hold anything; see `Objective`.
     `folder`: where `metrics.jsonl` is written. `checkpoints` are saved after every epoch, every `save_steps` steps and
-    `save_seconds` seconds if set. `track`: accelerate's trackers ("tensorboard", "wandb"…, or objects). `labels=False`: a hook
-    gives the whole loss, so batches may be inputs only, as with a recipe that reads no labels.
+    `save_seconds` seconds if set. `track`: accelerate's trackers ("tensorboard", "wandb"…, or objects). `labels=False`: hooks
+    provide the whole loss, so batches may be inputs only, as with a recipe that does not read labels.
 
-    For the interface of hooks see `TrainingRun`.
+    For the interface of hooks, see `TrainingRun`.
     """
 
-    _compiler: Compiler | None = None  # at the first batch, if the networks are compiled
+    _compiler: Compiler | None = None  # made at the first batch, if the networks are compiled
 
     # -- training ----------------------------------------------------------------------------------------------------
 
     def fit(self, *, resume: bool = False) -> list[dict[str, Any]]:
         """Train and return the history, one dict per epoch (the lines of `metrics.jsonl`).
 
-        resume: resume from the newest valid checkpoint, if there is one, to the same weights that an uninterrupted
-        run would have reached (bit for bit on a CPU). Raises TrainingError if the loss is not finite or a checkpoint
-        cannot be written, DataError if the data is exhausted.
+        resume: resume from the newest valid checkpoint, if there is one. The run reaches the same weights as an
+        uninterrupted run (bitwise on a CPU). Raises TrainingError if the loss is not finite or a checkpoint
+        cannot be written, and DataError if the data is exhausted.
         """
         try:
             with preserve_rng_state():
@@ -75,7 +75,7 @@ class Engine(TrainingRun):
         else:
             R.refuse_old(self)
         R.rewrite_log(self)
-        self._done = self._done or any(hook.done(self) for hook in self.hooks)  # nothing to do takes no step
+        self._done = self._done or any(hook.done(self) for hook in self.hooks)  # a run with nothing to do takes no step
         self._saved_at = time.monotonic()
         with self.report:
             self.report.start(self.total, self.step)
@@ -175,7 +175,7 @@ class Engine(TrainingRun):
             self._step()
 
     def _capture(self, batch: B.Batch) -> None:
-        """Compile the networks, if that is wanted."""
+        """Compile the networks if `wanted`."""
         self._uncaptured = False
         if self.world == 1 and not batch.whole and wanted(self):
             self._compiler = self._compiler or Compiler()
@@ -185,8 +185,8 @@ class Engine(TrainingRun):
         return net if self._compiler is None else self._compiler.beside(net, self.device)
 
     def _right(self, batch: B.Batch, outputs: Any, targets: Any) -> torch.Tensor | None:
-        """The number of examples that are classified correctly; None for what is not classification."""
-        # Whether it is may depend on values, which are read from a GPU once.
+        """Return the number of correctly classified examples; None if the task is not classification."""
+        # Whether it is classification may depend on values, which are read from a GPU only once.
         known = self.device.type != "cpu" and self._by_class is not None
         counted = batch.labeled and not (known and not self._by_class)
         right = topk_correct(outputs, targets, known=known) if counted else None
@@ -230,7 +230,7 @@ class Engine(TrainingRun):
             hook.after_step(self)
 
     def _drain(self, keep: int) -> None:
-        """Read the metrics if they are those of more batches than so many. Raises TrainingError if the loss is not finite."""
+        """Read the metrics if more than `keep` batches are pending. Raises TrainingError if the loss is not finite."""
         if len(self._pending) <= keep:
             return
         indices, figures = zip(*self._pending, strict=True)
@@ -304,7 +304,7 @@ class Engine(TrainingRun):
         if self.save_seconds is None:
             return False
         late = float(time.monotonic() - self._saved_at >= self.save_seconds)
-        if self.world > 1:  # clocks differ: all save if any process is due
+        if self.world > 1:  # clocks differ, so all save if any process is due
             late = float(self.sum(torch.tensor([late], device=self.device)))
         return late > 0
 

@@ -13,13 +13,13 @@ from secateurs.training.run import TrainingRun
 class Hook:
     """Base class of hooks; every method does nothing. The engine calls hooks in the order in which they were passed.
 
-    In `after_step` and `epoch_end` gradients are cleared, so cut the network there: `engine.cut(plan)`,
-    or change it yourself and call `engine.rebind()`. Draw random numbers from the global generators (the engine seeds
-    them, for every batch, from its seed) or from a generator that `state` saves. All processes must make the same
-    decisions: base them on values reduced with `engine.sum(...)`, in `after_step`, `epoch_start`, `epoch_end`.
+    In `after_step` and `epoch_end`, gradients are cleared, so cut the network there: call `engine.cut(plan)`,
+    or change the network yourself and call `engine.rebind()`. Draw random numbers from the global generators (the engine
+    seeds them for every batch) or from a generator that `state` saves. All processes must make the same
+    decisions: base them on values reduced with `engine.sum(...)`, in `after_step`, `epoch_start` or `epoch_end`.
     """
 
-    captures = True  # whether the network can be compiled with what this hook attaches to it
+    captures = True  # whether the network can be compiled with this hook attached
 
     def start(self, engine: TrainingRun) -> None:
         """Called once, before training and before a checkpoint is loaded. Add parameters, networks and gates here."""
@@ -39,13 +39,13 @@ class Hook:
         return 0.0
 
     def after_backward(self, engine: TrainingRun) -> None:
-        """Called after each batch's backward. If `engine.syncing`, the gradients are final (averaged, not yet clipped)."""
+        """Called after each batch's backward pass. If `engine.syncing`, gradients are final (averaged, but not yet clipped)."""
 
     def after_step(self, engine: TrainingRun) -> None:
-        """Called after the optimizers stepped and gradients were cleared."""
+        """Called after the optimizers have stepped and gradients have been cleared."""
 
     def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:
-        """`metrics` is the epoch's line in the log: read it, or add JSON-serializable values."""
+        """Called at the end of an epoch. `metrics` is its line in the log: read it, or add JSON-serializable values."""
 
     def done(self, engine: TrainingRun) -> bool:
         """Return True to end training (called before the first step and after each)."""
@@ -56,5 +56,5 @@ class Hook:
         return {}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Load `state()`. Called after `start` and before the engine loads weights and optimizers, so a hook that
-        had cut the network by hand cuts it again here (cuts made through `engine.cut` are replayed by the engine)."""
+        """Load the result of `state()`. Called after `start`, before the engine loads weights and optimizers. A hook that
+        has cut the network itself must cut it again here. The engine replays cuts made with `engine.cut`."""

@@ -1,4 +1,4 @@
-"""Outputs of any supported structure, and the default loss."""
+"""Read outputs of any supported structure, and compute the default loss."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from secateurs.errors import DataError, TrainingError, a_or_an
 from secateurs.graph.faults import described
 from secateurs.training import batches as B
 
-AUX_WEIGHT = 0.3  # of an auxiliary classifier, as GoogLeNet's paper has it
+AUX_WEIGHT = 0.3  # weight of an auxiliary classifier's loss, from the GoogLeNet paper
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
 
 def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The logits (N, classes, *) and the auxiliary classifiers' logits of a tensor, tuple, dict or dataclass. A dict has the
-    keys `logits` or, as torchvision's segmentation networks, `out`, and `aux…`."""
+    """Return the logits (N, classes, *) and the auxiliary classifiers' logits from a tensor, tuple, dict or dataclass. A dict
+    has the key `logits` or, as in torchvision's segmentation networks, `out`. Keys of auxiliary logits begin with `aux`."""
     if isinstance(outputs, torch.Tensor):
         return outputs, []
     if isinstance(outputs, Mapping) and not outputs.keys().isdisjoint(("logits", "out")):
@@ -42,19 +42,19 @@ def heads(outputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 
 class CrossEntropy:
-    """Mean cross-entropy, auxiliary classifiers weighted by 0.3. Targets: (N, *) indices, of which -100 don't count, or
-    (N, classes, *) shares.
+    """Mean cross-entropy, with auxiliary classifiers weighted by 0.3. Targets: (N, *) class indices, where -100 is ignored, or
+    (N, classes, *) probabilities.
 
-    Raises DataError for other targets, for class indices that are out of range, and for networks with a single output: the
-    cross-entropy over one class is always 0. Of targets on a GPU, which is not waited for in each batch, indices out of range
-    don't count, and `settle` raises the error.
+    Raises DataError for other targets, for class indices that are out of range, and for networks with a single output, because
+    the cross-entropy over one class is always 0. If targets are on a GPU, indices out of range are ignored, and `settle`
+    raises the error later, so that not every batch waits for the GPU.
     """
 
     def __init__(self, label_smoothing: float = 0.0):
         self.label_smoothing = label_smoothing
         self.classes: int | None = None  # number of the model's classes, known after its first output
         self._extremes: torch.Tensor | None = None  # (2,) on a GPU: the lowest and the highest index since `settle`
-        self._shares = False  # whether float targets on a GPU were found to be shares
+        self._shares = False  # whether float targets on a GPU were found to be probabilities
 
     def __call__(self, outputs: Any, targets: Any) -> torch.Tensor:
         main, aux = heads(outputs)
@@ -104,11 +104,11 @@ class CrossEntropy:
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         if logits.ndim == 2 or targets.is_floating_point():
             return loss
-        return torch.where((targets != B.IGNORED).any(), loss, loss.new_zeros(()))  # of no pixel that counts, it is NaN
+        return torch.where((targets != B.IGNORED).any(), loss, loss.new_zeros(()))  # NaN if all pixels are ignored
 
     def check(self, targets: torch.Tensor) -> None:
-        """Raise DataError for class indices that are out of range. Checked before batches are on a GPU, where they cause a
-        device-side assert, and without synchronizing it."""
+        """Raise DataError for class indices that are out of range. They are checked before batches move to a GPU, where they
+        would cause a device-side assert. This does not synchronize the GPU."""
         if self.classes is None or targets.is_floating_point():
             return
         found = targets.long()
@@ -117,7 +117,7 @@ class CrossEntropy:
         self._refuse(low, high)
 
     def _watched(self, targets: torch.Tensor, classes: int) -> torch.Tensor:
-        """Class indices without those that are out of range, which are kept for `settle`."""
+        """Ignore class indices that are out of range, and record the extremes for `settle`."""
         if not targets.numel():
             return targets
         low, high = targets.where(targets != B.IGNORED, 0).aminmax()
@@ -144,13 +144,13 @@ class CrossEntropy:
 
 
 def shares(targets: torch.Tensor) -> bool:
-    """Whether each row, along axis 1, is a distribution over classes."""
+    """Whether each row is a probability distribution over classes, along axis 1."""
     values = targets.float()
     return values.ndim > 1 and bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < 1e-2).all())
 
 
 def _out_of_range(low: int, high: int, classes: int) -> str:
-    """What to do about class indices in low…high."""
+    """Return what to do about class indices from `low` to `high`."""
     if high == 255 or low == -1:
         mark = -1 if low == -1 else 255
         return (
@@ -163,7 +163,7 @@ def _out_of_range(low: int, high: int, classes: int) -> str:
 
 
 def _floats(outputs: torch.Tensor, targets: torch.Tensor) -> str:
-    """The message about float targets that are not shaped like the outputs."""
+    """Return the message for float targets whose shape differs from the outputs'."""
     text = f"The targets are {described(targets)}, for outputs of shape {tuple(outputs.shape)}: "
     if outputs.ndim > 1 and bool((targets == targets.round()).all()):
         expected = outputs.shape[:1] + outputs.shape[2:]
@@ -175,13 +175,13 @@ def _floats(outputs: torch.Tensor, targets: torch.Tensor) -> str:
 
 
 def _indices(outputs: torch.Tensor, targets: torch.Tensor) -> str:
-    """The message about invalid shapes of class indices."""
+    """Return the message for class indices of an invalid shape."""
     text = f"The targets are {described(targets)}, for outputs of shape {tuple(outputs.shape)}: "
     if outputs.ndim < 2:
         return f"{text}cross-entropy takes outputs of shape (N, classes). For other outputs pass your own loss."
     expected = outputs.shape[:1] + outputs.shape[2:]
     text += f"class indices must have shape {tuple(expected)}."
-    one_hot = (*expected, outputs.shape[1])  # of masks, with the classes last
+    one_hot = (*expected, outputs.shape[1])  # one-hot masks, with the classes last
     if targets.shape == outputs.shape:
         return f"{text} For one-hot rows use targets.argmax(1)."
     if targets.shape == one_hot:
@@ -196,7 +196,7 @@ def _indices(outputs: torch.Tensor, targets: torch.Tensor) -> str:
 
 
 def to_device(batch: B.Batch, device: torch.device, channels_last: bool, loss: Loss) -> B.Batch:
-    """The batch on the device; its labels are checked before they are moved."""
+    """Move the batch to the device. Its labels are checked before they are moved."""
     targets, moves = batch.targets, device.type != "cpu"
     if moves and isinstance(loss, CrossEntropy) and isinstance(targets, torch.Tensor) and targets.device.type == "cpu":
         loss.check(targets)

@@ -1,4 +1,4 @@
-"""What a network is measured by: the loss, top-1 and top-5 of a classifier, and metrics of the user's own."""
+"""Measure a network: the loss, a classifier's top-1 and top-5 accuracy, and custom metrics."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ log = logging.getLogger("secateurs")
 
 @dataclass(frozen=True)
 class Metrics:
-    """`examples` counted, and `seconds` it took; `loss` per example, None where nothing says what it is; `top1` and `top5`
-    in percent, None for what is not classification; and the user's own metrics by name."""
+    """The figures of a network. loss: per example; None if no loss is defined. top1, top5: accuracy in percent; None if the
+    task is not classification. examples: how many were counted. seconds: the time it took. metrics: custom metrics by name.
+    """
 
     top1: float | None
     top5: float | None
@@ -48,8 +49,8 @@ class Metrics:
 
 
 def topk_correct(outputs: Any, targets: Any, ks: tuple[int, ...] = (1,), *, known: bool = False) -> Tensor | None:
-    """The number of examples whose class is among the k highest logits, per k: (len(ks),) on the logits' device. None
-    for what is not classification. known: it is."""
+    """Return the number of examples whose class is among the k highest logits, for each k: (len(ks),) on the logits' device.
+    None if the task is not classification. known: it is known to be classification."""
     if not known and not classified(outputs, targets):
         return None
     logits = heads(outputs)[0]  # (N, classes)
@@ -62,10 +63,10 @@ def topk_correct(outputs: Any, targets: Any, ks: tuple[int, ...] = (1,), *, know
 
 
 class Meter:
-    """Adds up what is measured, batch by batch."""
+    """Accumulates measurements, batch by batch."""
 
     def __init__(self, metrics: Mapping[str, Any], device: torch.device, *, together: bool) -> None:
-        """together: several processes have different examples, and the figures are those of all of them."""
+        """together: several processes have different examples, and the figures cover all of them."""
         self.device = device
         self.sums = torch.zeros(4, device=device)  # loss, top-1, top-5, examples
         self.total = torch.zeros(4, dtype=torch.float64)
@@ -96,7 +97,7 @@ class Meter:
         self.sums.zero_()
 
     def metrics(self, reduce: Callable[[Tensor], Tensor] | None, seconds: float) -> Metrics | None:
-        """The figures; None without an example."""
+        """Return the figures; None if there were no examples."""
         self._drain()
         if reduce is not None:
             self.total = reduce(self.total.to(self.device, torch.float32)).cpu().double()
@@ -113,7 +114,7 @@ class Meter:
 
 @contextmanager
 def _computing(name: str) -> Iterator[None]:
-    """Context around a metric of the user's own. Its errors become a DataError with its name."""
+    """Convert errors of a custom metric within this context to a DataError with its name."""
     try:
         yield
     except SecateursError:
@@ -123,7 +124,7 @@ def _computing(name: str) -> Iterator[None]:
 
 
 class _Function:
-    """A function of outputs and targets, which returns the mean over the examples of a batch."""
+    """A function of outputs and targets that returns the mean over the examples of a batch."""
 
     def __init__(self, name: str, function: Callable[[Any, Any], Any], device: torch.device) -> None:
         self.name, self.function, self.device = name, function, device
@@ -153,7 +154,7 @@ class _Function:
 
 
 class _Torchmetric:
-    """A copy of a torchmetrics metric, which knows how to merge what several processes have seen."""
+    """A copy of a torchmetrics metric, which can merge the results of several processes."""
 
     def __init__(self, metric: Any, device: torch.device, together: bool) -> None:
         self.metric = copy.deepcopy(metric).to(device)
@@ -176,7 +177,7 @@ def _own(name: str, metric: Any, device: torch.device, together: bool) -> _Funct
 
 
 def _logits(outputs: Any) -> Any:
-    """The main output of a network that returns several, as the losses read it; anything else as it is."""
+    """Return the main output of a network that returns several, as the losses read it. Other outputs are returned as is."""
     try:
         return heads(outputs)[0]
     except TrainingError:
@@ -184,7 +185,7 @@ def _logits(outputs: Any) -> Any:
 
 
 def _named(name: str, value: Any) -> dict[str, float]:
-    """A metric's figures by name: those of a dict are `name.key`; what is not a number is left out."""
+    """Return a metric's figures by name. Those of a dict are called `name.key`. Values that are not numbers are left out."""
     if isinstance(value, Mapping):
         return {n: x for key, inner in value.items() for n, x in _named(f"{name}.{key}", inner).items()}
     if isinstance(value, Tensor):
@@ -193,15 +194,15 @@ def _named(name: str, value: Any) -> dict[str, float]:
 
 
 def higher_is_better(metric: Any) -> bool:
-    """Whether more of a metric is better: unless it says otherwise."""
+    """Whether a higher value of a metric is better. This is the default for a metric that does not say."""
     return getattr(metric, "higher_is_better", True) is not False
 
 
 def check_data(model: nn.Module, data: Any, objective: Objective | None = None) -> None:
     """Raise DataError before any work if the first batch of `data.train` or `data.val` does not fit the model or the
-    objective. Runs in eval mode on the model's device; one-shot iterators are skipped, as this would consume them.
+    objective. Runs in eval mode on the model's device. One-shot iterators are skipped, because this would consume them.
 
-    A loss or a step of the user's own is not checked on training batches: it may need the model in train mode.
+    A custom loss or step is not checked on training batches, because it may need the model in train mode.
     """
     objective = objective or Objective()
     train, val = B.split_data(data)
@@ -225,8 +226,8 @@ def check_data(model: nn.Module, data: Any, objective: Objective | None = None) 
 
 
 def check_runs(model: nn.Module, data: Any, objective: Objective) -> None:
-    """Raise DataError before any work if a copy of the model does not run on the first batch of `data.train`, whose labels are
-    not read. A one-shot iterator is skipped."""
+    """Raise DataError before any work if a copy of the model does not run on the first batch of `data.train`. Labels are not
+    read. A one-shot iterator is skipped."""
     train, _ = B.split_data(data)
     if isinstance(train, Iterator):
         return
@@ -239,8 +240,8 @@ def check_runs(model: nn.Module, data: Any, objective: Objective) -> None:
 def runs(
     batches: Iterable[B.Batch], objective: Objective, *models: nn.Module, split: str = "train"
 ) -> Iterator[tuple[B.Batch, list[Any]]]:
-    """Each batch, in the models' dtype and on their device, with what each model returns for it. Raises DataError
-    for a batch that does not fit a model, or with which the first is called with values that are not finite."""
+    """Yield each batch, in the models' dtype and on their device, with each model's outputs for it. Raises DataError if a batch
+    does not fit a model, or if it makes the inputs of the first model NaN or infinite."""
     check, device = Check(models[0], split), device_of(models[0])
 
     def refuse(model: nn.Module, args: Any, kwargs: Any) -> None:
@@ -272,15 +273,15 @@ def evaluate(
     share: tuple[int, int] = (0, 1),
     split: str = "val",
 ) -> Metrics:
-    """Return the figures of the model in eval mode; its mode is restored.
+    """Evaluate the model in eval mode and return its figures. Its mode is restored.
 
     `batches`: iterable of (inputs, targets), or of what the objective's functions take, or a function that returns one.
-    `default` is the loss where the objective has none, instead of cross-entropy.
-    `device`: where to run, by default the model's device; on another one a copy runs. `reduce` sums a tensor over
-    processes, `share` = (rank, world) selects this process's rows of each batch. `split`: the name of the batches in errors.
+    `default`: the loss if the objective has none, instead of cross-entropy.
+    `device`: where to run; by default, the model's device. On another device, a copy runs. `reduce` sums a tensor over
+    processes. `share` = (rank, world) selects this process's rows of each batch. `split`: the name of the batches in errors.
 
-    Raises DataError for batches that are not pairs, are empty, or do not fit the model or the loss, for NaN in the first one,
-    for a pass without a batch, and for an iterable without a length that does not end within a million batches or
+    Raises DataError for batches that are not pairs, are empty, or do not fit the model or the loss, for NaN in the first
+    batch, for a pass without a batch, and for an iterable without a length that does not end within a million batches or
     an hour.
     """
     where = device_of(model) if device is None else usable(device)
@@ -295,7 +296,7 @@ def evaluate(
         for index, raw in enumerate(B.bounded(batches, split, B.EVALUATE_SECONDS, B.ENDING)):
             batch = check.fit(B.as_batch(raw, index, split, whole=objective.whole), index)
             if batch.rows < share[1] and share[0]:
-                continue  # too few rows for every process: the first process takes them all
+                continue  # fewer rows than processes: the first process takes them all
             if batch.rows >= share[1]:
                 batch = B.share(batch, *share)
             with check.running(batch, index), P.autocast(precision, where):

@@ -1,4 +1,4 @@
-"""What a network is trained on and judged by: a loss, or the user's own functions of a model and a batch."""
+"""The objective that a network is trained and evaluated with: a loss, or custom functions of a model and a batch."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ Forward = Callable[[nn.Module, Any], tuple[Any, Any]]  # (model, batch) -> (outp
 
 
 class _Called(BaseException):
-    """Ends the user's function once it has called the model. Not an `Exception`, which the function may handle."""
+    """Ends the user's function once it has called the model. Not an `Exception`, because the function may catch those."""
 
     def __init__(self, inputs: Any) -> None:
         self.inputs = inputs
 
 
 class Judged(NamedTuple):
-    """What a network made of a batch."""
+    """The results of a network for a batch."""
 
     outputs: Any
     targets: Any
-    loss: Tensor | None  # mean over examples; None if nothing says what the loss is
+    loss: Tensor | None  # mean over examples; None if no loss is defined
 
 
 @dataclass(frozen=True)
 class Objective:
-    """How a model meets a batch.
+    """How a model is trained and evaluated on a batch.
 
-    loss: `loss(outputs, targets) -> scalar`; by default cross-entropy.
+    loss: `loss(outputs, targets) -> scalar`; by default, cross-entropy.
     step: `step(model, batch) -> scalar loss`, for training, with the model in train mode.
-    forward: `forward(model, batch) -> (outputs, targets)`, for evaluation, with the model in eval mode; without `step`, for
-        training too.
-    metrics: by name, a torchmetrics metric, or a function `(outputs, targets) -> scalar`, the mean over the examples
-        of a batch; the figure is the mean over all examples. An attribute `higher_is_better = False` says that less is better.
+    forward: `forward(model, batch) -> (outputs, targets)`, for evaluation, with the model in eval mode. Without `step`, also
+        for training.
+    metrics: for each name, a torchmetrics metric or a function `(outputs, targets) -> scalar` that returns the mean over the
+        examples of a batch. The figure is the mean over all examples. An attribute `higher_is_better = False` marks a metric
+        that is better when it is lower.
 
-    With `step` or `forward` a batch may be anything: it is passed on as the data yields it, its tensors on the model's device.
+    With `step` or `forward`, a batch may be anything. It is passed on as the data yields it, with its tensors on the model's
+    device.
 
-    Raises ConfigError for what cannot be called.
+    Raises ConfigError for functions that cannot be called.
     """
 
     loss: Loss | None = None
@@ -84,18 +86,18 @@ class Objective:
 
     @property
     def whole(self) -> bool:
-        """Whether batches are passed on whole, rather than taken apart into inputs and targets."""
+        """Whether batches are passed on whole instead of being split into inputs and targets."""
         return self.step is not None or self.forward is not None
 
     @property
     def by_classes(self) -> bool:
-        """Whether the task may be classification, as far as this tells: no loss of the user's own says otherwise."""
+        """Whether the task may be classification: there is no custom loss or step."""
         return self.loss is None and self.step is None
 
     def train(self, net: nn.Module, batch: B.Batch, default: Loss, mixup: float = 0.0) -> tuple[Any, Any, Tensor]:
-        """The outputs, the targets and the loss to minimize. default: the loss where there is none of the user's own.
+        """Return the outputs, the targets and the loss to minimize. default: the loss if there is no custom loss.
 
-        With a `step`, the outputs are those of the model's last call, or None if it calls parts of the model only.
+        With a `step`, the outputs are those of the model's last call, or None if it only calls parts of the model.
         """
         loss = self._loss(default)
         if mixup and batch.whole:
@@ -111,7 +113,7 @@ class Objective:
         if not mixup:
             outputs = call(net, batch.inputs)
             return outputs, batch.targets, loss(outputs, batch.targets)
-        # the reversed batch is mixed in, with at most a half, so that `targets` stay the dominant labels
+        # the reversed batch is mixed in with a weight of at most ½, so that `targets` stay the dominant labels
         keep = float(torch.distributions.Beta(mixup, mixup).sample())
         keep = max(keep, 1 - keep)
         outputs = call(net, map_tensors(lambda x: keep * x + (1 - keep) * x.flip(0), batch.inputs))
@@ -119,7 +121,7 @@ class Objective:
         return outputs, batch.targets, mixed
 
     def judge(self, model: nn.Module, batch: B.Batch, default: Loss | None = None) -> Judged:
-        """The outputs, targets and loss in eval mode. default: the loss where there is none of the user's own."""
+        """Return the outputs, targets and loss in eval mode. default: the loss if there is no custom loss."""
         default = default or CrossEntropy()
         if not batch.whole:
             outputs = call(model, batch.inputs)
@@ -135,9 +137,11 @@ class Objective:
         return Judged(outputs, None, loss)
 
     def measured(self, model: nn.Module, batch: B.Batch) -> Judged:
-        """The same with a loss: by the step, if there is no other. Raises ConfigError if nothing says what it is.
+        """Return the outputs, targets and loss. The loss comes from the step if nothing else defines it. Raises ConfigError if
+        no loss is defined.
 
-        For the step, the user's modules are in train mode, since what they return may differ; the layers stay in eval mode.
+        For the step, modules with children are in train mode, because they may return something else in it. Layers stay in
+        eval mode.
         """
         if self.step is not None and (self.forward is None or self.loss is None):
             inner = [m for m in model.modules() if m._modules]
@@ -158,7 +162,7 @@ class Objective:
         return found
 
     def outputs(self, model: nn.Module, batch: B.Batch) -> Any:
-        """What the model returns, in eval mode; labels are not read, unless the user's functions do."""
+        """Return the model's outputs in eval mode. Labels are not read, unless the user's functions read them."""
         if not batch.whole:
             return call(model, batch.inputs)
         if self.forward is not None:
@@ -167,8 +171,8 @@ class Objective:
         return _stepped(self.step, model, batch.inputs)[0]
 
     def arguments(self, model: nn.Module, batch: B.Batch, training: bool = False) -> Any:
-        """What the model itself is called with for this batch, in its first call: inputs as `call` takes them. The model does
-        not run. training: in a training step, rather than in evaluation."""
+        """Return the arguments of the first call of the model for this batch, as `call` takes them. The model does not run.
+        training: in a training step instead of in evaluation."""
         if not batch.whole:
             return batch.inputs
 
@@ -188,8 +192,8 @@ class Objective:
         raise TrainingError("The functions of a batch must call the model, not parts of it.")
 
     def targets(self, model: nn.Module, batch: B.Batch) -> Any:
-        """What the model takes in a training step beside its inputs in evaluation, as `example_targets` of a trace; None if
-        nothing, or if the two calls have no inputs in common."""
+        """Return the arguments that the model takes in a training step in addition to those in evaluation, as `example_targets`
+        of a trace. None if there are none, or if the two calls have no inputs in common."""
         if self.step is None or self.forward is None:
             return None
         inputs, more = (self.arguments(model, batch, training) for training in (False, True))
@@ -200,7 +204,7 @@ class Objective:
         return None
 
     def _loss(self, default: Loss) -> Loss:
-        """The user's own, or the default, which has to give a scalar."""
+        """Return the custom loss or the default. It must return a scalar."""
         function = self.loss or default
         return lambda outputs, targets: scalar(function(outputs, targets), "loss")
 
@@ -216,7 +220,7 @@ class Objective:
 
 
 def by_class(outputs: Any, targets: Any) -> bool:
-    """Whether cross-entropy takes these: logits (N, classes, *) with class indices (N, *) or probabilities."""
+    """Whether cross-entropy accepts these: logits (N, classes, *) with class indices (N, *) or probabilities."""
     try:
         logits, _ = heads(outputs)
     except TrainingError:
@@ -229,7 +233,7 @@ def by_class(outputs: Any, targets: Any) -> bool:
 
 
 def classified(outputs: Any, targets: Any) -> bool:
-    """The same of one row of logits for each example: (N, classes)."""
+    """Whether cross-entropy accepts these, with one row of logits per example: (N, classes)."""
     if not by_class(outputs, targets):
         return False
     logits = heads(outputs)[0]
@@ -237,7 +241,7 @@ def classified(outputs: Any, targets: Any) -> bool:
 
 
 def _stepped(step: Step, net: nn.Module, batch: Any) -> tuple[Any, Tensor]:
-    """The outputs of the model's last call in the user's step, and its loss."""
+    """Run the user's step. Returns the outputs of the model's last call in it, and its loss."""
     seen: list[Any] = [None]
 
     def see(module: nn.Module, args: Any, out: Any) -> None:
@@ -252,7 +256,7 @@ def _stepped(step: Step, net: nn.Module, batch: Any) -> tuple[Any, Tensor]:
 
 
 def scalar(loss: Any, what: str) -> Tensor:
-    """A loss as a scalar. what: the user's function that returned it. Raises TrainingError for anything else."""
+    """Return a loss as a scalar. what: the function that returned it. Raises TrainingError if it is not a scalar tensor."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         must = "return the loss, a scalar tensor" if what == "step" else "be a scalar tensor, the mean over examples"
         raise TrainingError(f"{what} must {must}, not {kind_of(loss)}.")

@@ -15,11 +15,11 @@ NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON canno
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Extract tensors from dicts, lists and tuples; the rest is JSON-serializable.
+    """Extract tensors from dicts, lists and tuples. The rest is JSON-serializable.
 
-    Preserves what plain JSON would lose: tuples, integer keys, floats that are not finite, a tensor's strides (channels-last
-    state must be restored as channels-last, or the last bit of results could differ). Raises TypeError naming the path
-    of an unsupported value.
+    Preserves what plain JSON would lose: tuples, integer keys, floats that are not finite, and a tensor's strides (if
+    channels-last state were not restored as channels-last, the last bit of results could differ). Raises TypeError with the
+    path of an unsupported value.
     """
     tensors: dict[str, torch.Tensor] = {}
     return _pack(tree, "", tensors, set()), tensors
@@ -66,8 +66,8 @@ def _permuted(strides: Sequence[int], shape: Sequence[int]) -> bool:
 
 
 def unpack(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `pack`. Raises ValueError naming the path of a value that `pack` does not write, and for tensors
-    that are not in the tree."""
+    """Invert `pack`. Raises ValueError with the path of a value that `pack` does not write, and for tensors that are not in
+    the tree."""
     used: set[str] = set()
     tree = _unpack(node, "", tensors, used)
     if unknown := sorted(tensors.keys() - used):

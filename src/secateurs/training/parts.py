@@ -28,7 +28,7 @@ class Part:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def average_guests(self, total: Callable[[torch.Tensor], torch.Tensor], world: int) -> None:
-        """Average over processes the gradients of parameters that are not the wrapped module's own.
+        """Average the gradients of parameters that are not the wrapped module's own over processes.
         `total` sums a tensor over the `world` processes."""
         own = {id(p) for p in self.module.parameters()}
         for p in self.parameters():
@@ -41,9 +41,9 @@ class Part:
                 group["lr"] = group["initial_lr"] * factor
 
     def refresh(self) -> None:
-        """Remove parameters that left the module from the optimizer, with their state; add new ones to the group of their kind.
+        """Update the optimizer to the module's parameters: remove old ones with their state, and add new ones by their kind.
 
-        In the module's order, so that a saved state matches its parameters.
+        Parameters keep the module's order, so that a saved state matches them.
         """
         own = [g for g in self.optimizer.param_groups if "kind" in g]
         known = {id(p): g["kind"] for g in own for p in g["params"]}
@@ -56,12 +56,12 @@ class Part:
 
 
 def kind(parameter: torch.Tensor) -> str:
-    """'norm' for biases, norm and scale parameters (one value per channel), 'weight' for the rest."""
+    """Return 'norm' for biases, norm and scale parameters (one value per channel), and 'weight' for the rest."""
     return "norm" if parameter.ndim <= 1 else "weight"
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer, with weight decay on weights only unless `decay_norm`."""
+    """Make the recipe's optimizer, with weight decay on weights only, unless `decay_norm` is set."""
     params = list(parameters)
     decay = {"weight": recipe.weight_decay, "norm": recipe.weight_decay if recipe.decay_norm else 0.0}
     groups = [

@@ -23,8 +23,8 @@ def bf16_is_fast(device: torch.device) -> bool:
 
 
 def resolve(precision: str, device: torch.device, model: nn.Module, launched: str = "no") -> str:
-    """Resolve 'auto': the setting of `accelerate launch --mixed_precision`, else bf16 if it is fast. A float64
-    model is not converted ('fp32' means no autocast)."""
+    """Resolve 'auto': the setting of `accelerate launch --mixed_precision`, else bf16 if it is fast, else fp32. A float64
+    model is not converted: 'fp32' means no autocast."""
     if precision != "auto":
         if precision == "bf16" and device.type == "cpu" and not bf16_is_fast(device):
             log.warning(
@@ -45,7 +45,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def wants_channels_last(setting: bool | str, precision: str, device: torch.device, model: nn.Module) -> bool:
-    """Resolve 'auto': channels_last if convolutions are faster, which is on CPUs, and on GPUs in reduced precision."""
+    """Resolve 'auto': channels_last where it makes convolutions faster, on CPUs and on GPUs in reduced precision."""
     if setting == "auto":
         convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
         # On CPUs PyTorch 2.13 returns wrong results for such weights with one channel if strides are uneven.

@@ -1,4 +1,4 @@
-"""Processes started by a launcher (torchrun, accelerate): check that they fit the machine, and detect lost ones."""
+"""Check that the processes of a launcher (torchrun, accelerate) fit the machine, and detect lost processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from secateurs.devices import default_device, usable
 from secateurs.errors import ConfigError, Setting, TrainingError
 
-Place = tuple[str, str, str]  # host, its boot, its process namespace: within which a process id is unique
+Place = tuple[str, str, str]  # host, boot, process namespace: a process id is unique within them
 CPU = Setting("device", "cpu")
 PATIENCE = 2.0  # seconds to wait for a process to end after its connections closed
 
@@ -28,17 +28,17 @@ def several() -> bool:
 
 
 def first() -> bool:
-    """Whether this process is the one that prints and writes; of several, as torchrun and accelerate number them."""
+    """Whether this process is the one that prints and writes: rank 0 of torchrun and accelerate."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def on_cpu(device: str | torch.device | None) -> bool:
-    """Whether several processes train on the CPU. Without a GPU, accelerate has to be configured for it."""
+    """Whether training is on the CPU. With several processes, accelerate must be told so, even without a GPU."""
     return (default_device() if device is None else torch.device(device)).type == "cpu"
 
 
 def check(device: str | torch.device | None) -> None:
-    """Raise ConfigError for more processes on this machine than it has GPUs, before any process group starts."""
+    """Raise ConfigError, before any process group starts, if this machine has more processes than GPUs."""
     if not several() or on_cpu(device):
         return
     if not torch.accelerator.is_available():
@@ -54,7 +54,7 @@ def check(device: str | torch.device | None) -> None:
 
 
 def check_group(device: str | torch.device | None, world: int) -> None:
-    """Raise ConfigError for a process group other than the requested one, for example one that already existed."""
+    """Raise ConfigError if the process group is not the requested one, for example because it already existed."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if world < started:
         raise ConfigError(
@@ -90,7 +90,7 @@ class Peers:
 
     @classmethod
     def gather(cls, rank: int, world: int) -> Peers:
-        """Collective: every process must call this."""
+        """Gather the process ids on this machine. Collective: every process must call this."""
         found: list[tuple[Place, int]] = [(("", "", ""), 0)] * world
         here = (_place(), os.getpid())
         dist.all_gather_object(found, here)
@@ -98,7 +98,7 @@ class Peers:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Context that raises LostError in place of the communication error when another process has ended."""
+        """Replace a communication error in this context by a LostError if another process has ended."""
         try:
             yield
         except RuntimeError as error:
@@ -107,7 +107,7 @@ class Peers:
             raise
 
     def lost(self, error: BaseException) -> str | None:
-        """A description of the lost process, if the error is a communication error; else None."""
+        """Describe the lost process if the error is a communication error; otherwise, return None."""
         text = str(error)
         if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "NCCL", "c10d")):
             return None
@@ -129,7 +129,7 @@ class Peers:
 
 
 def gathered(value: Any) -> list[Any]:
-    """The values of all processes in the process group, by rank; this process's alone without a group. Collective: every
+    """Gather a value from all processes in the process group, by rank. Without a group, only this process's. Collective: every
     process must call this."""
     if world() == 1:
         return [value]
@@ -140,12 +140,12 @@ def gathered(value: Any) -> list[Any]:
 
 
 def world() -> int:
-    """The number of processes in the process group; 1 without a group."""
+    """Return the number of processes in the process group; 1 without a group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def mean(x: Tensor, device: torch.device) -> Tensor:
-    """The mean of a tensor over the processes in the process group, which communicate on this device. Collective."""
+    """Average a tensor over the processes in the process group, which communicate on this device. Collective."""
     if world() == 1:
         return x
     total = x.detach().to(device, copy=True)
@@ -155,7 +155,7 @@ def mean(x: Tensor, device: torch.device) -> Tensor:
 
 
 def _runs(pid: int) -> bool:
-    """Whether the process is running; a zombie still has its id, but does not count."""
+    """Whether the process is running. A zombie still has its id, but does not count."""
     if os.name == "nt":  # signal 0 is not available there
         return True
     try:
@@ -175,7 +175,7 @@ def _place() -> Place:
 
 
 def _read(path: str) -> str:
-    """The file's content; empty if the system has no such file."""
+    """Return the file's content; empty if the system has no such file."""
     with contextlib.suppress(OSError), open(path) as file:
         return file.read()
     return ""

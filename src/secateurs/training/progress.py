@@ -1,4 +1,4 @@
-"""Progress of training: a live bar on a terminal, periodic lines elsewhere."""
+"""Show the progress of training: a live bar on a terminal, periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ Mode = Literal["auto", "bar", "lines", "silent"]
 
 
 class Reporter:
-    """`mode`: 'bar', 'lines' (one per `interval` seconds), 'silent', or 'auto' (a bar where stderr is a terminal)."""
+    """Reports progress. `mode`: 'bar', 'lines' (one per `interval` seconds), 'silent', or 'auto' (a bar if stderr is a
+    terminal, otherwise lines)."""
 
     def __init__(self, mode: Mode | bool = "auto", title: str = "training", interval: float = 15.0):
         if isinstance(mode, bool):
@@ -34,7 +35,7 @@ class Reporter:
         self._first = self._began = 0.0
 
     def start(self, total: int | None, done: int) -> None:
-        """Start a run of `total` steps, of which `done` were taken before it was resumed."""
+        """Start a run of `total` steps. `done`: the steps taken before it was resumed."""
         self.total, self._first, self._began = total, done, time.perf_counter()
         self._due = self._began + self.interval
         if self.mode == "bar":
@@ -49,12 +50,12 @@ class Reporter:
             self._bar.start()
 
     def update(self, step: int, epoch: int, loss: float, top1: float | None, rate: float) -> None:
-        """Report a step. `top1` in percent, over the epoch so far, None without labels; `rate` in images per second."""
+        """Report a step. `top1`: in percent, over the epoch so far; None without labels. `rate`: in images per second."""
         right = "" if top1 is None else f"top-1 {top1:.1f}  "
         self.show(step, f"loss {loss:.3f}  {right}{rate:,.0f} img/s", f"epoch {epoch + 1}  ")
 
     def show(self, step: int, text: str, where: str = "") -> None:
-        """Report that step number `step` is done. `where` is for lines only: a bar shows the position."""
+        """Report that step number `step` is done. `where` is only shown in lines, because a bar shows the position."""
         now = time.perf_counter()
         if self.mode == "silent" or now < self._due:
             return
@@ -91,13 +92,13 @@ class Reporter:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss."""
+    """Format seconds as m:ss, or h:mm:ss."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def summary(line: dict[str, Any], title: str) -> str:
-    """An epoch's log line for display, within 80 columns."""
+    """Format an epoch's log line for display, within 80 columns."""
     text = f"{title}  epoch {line['epoch']}  loss {line['train_loss']:.3f}"
     if "train_top1" in line:  # not without labels
         text += f"  top-1 {line['train_top1']:.1f}"

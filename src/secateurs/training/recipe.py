@@ -1,4 +1,4 @@
-"""How to train: one frozen, validated object, for recovery and for methods that prune during training."""
+"""How to train: a frozen, validated object, for recovery and for methods that prune during training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Phase(Settings, Presets):
 
     @property
     def reads_labels(self) -> bool:
-        """Whether training batches must be pairs (inputs, targets); without labels, the loss is a hook's."""
+        """Whether training batches must be pairs (inputs, targets). Without labels, hooks provide the loss."""
         return True
 
 
@@ -97,11 +97,11 @@ class Recipe(Phase):
         return self
 
     def settled(self, steps: int | None) -> Recipe:
-        """The recipe for a run of this many steps (None: unknown), with nothing left open."""
+        """Return the recipe for a run of this many steps (None: unknown), with all open settings resolved."""
         return self
 
     def factor(self, done: float, position: float) -> float:
-        """The learning rate as a multiple of `lr`.
+        """Return the learning rate as a multiple of `lr`.
 
         A pure function, so a resumed run needs no schedule state. `done`: fraction of training done, in [0, 1];
         `position`: the same in epochs (in steps if the recipe counts steps), the unit of milestones.

@@ -30,7 +30,7 @@ from secateurs.training.runtime import Runtime, written
 class TrainingRun:
     """A training run as hooks see it: the model, data, device and progress.
 
-    model, optimizer, ema; device, rank, world; step (optimizer steps taken), total (steps to take, None if unknown), epoch,
+    model, optimizer, ema; device, rank, world; step (optimizer steps taken), total (steps to take; None if unknown), epoch,
     batch (position in the data); parts, history, syncing; report.line(text).
     """
 
@@ -72,12 +72,12 @@ class TrainingRun:
         self.plans: list[Any] = []
         self.parts: dict[str, Part] = {}
         self.ema: nn.Module | None = None
-        self.syncing = True  # False for all batches of an accumulated step but the last
+        self.syncing = True  # False for all batches of an accumulated step except the last
         self._device = device
         self._runtime: Runtime | None = None
-        self._uncaptured = True  # whether the network was wrapped and has not run since
+        self._uncaptured = True  # whether the network has not run since it was wrapped
         self._done = False
-        self._resumed = False  # and no batch has been read since
+        self._resumed = False  # whether the run was resumed and has not read a batch since
         self._micro = 0  # batches since the last step
         self._by_class: bool | None = None  # whether the last batch was classified
         self._pending: deque[tuple[int, torch.Tensor]] = deque()
@@ -92,7 +92,7 @@ class TrainingRun:
 
     @property
     def runtime(self) -> Runtime:
-        """Created lazily: it may start process groups."""
+        """The runtime. It is created on first use, because it may start process groups."""
         if self._runtime is None:
             self._runtime = Runtime(self.model, self.recipe, self._device, self.track, self.folder)
             if self._runtime.rank:
@@ -112,11 +112,11 @@ class TrainingRun:
         return self.runtime.world
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor summed over all processes."""
+        """Return the tensor summed over all processes."""
         return self.runtime.sum(tensor)
 
     def evaluate(self, model: nn.Module | None = None, data: Any = None) -> M.Metrics:
-        """The figures on the validation data, in the training precision; for the EMA weights if there are any."""
+        """Return the figures on the validation data in the training precision, with the EMA weights if there are any."""
         source = self.val_data if data is None else data
         if source is None:
             raise ConfigError("There is no validation data: pass Data(train=..., val=...).")
@@ -134,7 +134,7 @@ class TrainingRun:
         )
 
     def beside(self, net: nn.Module) -> nn.Module:
-        """What to call for a network that runs beside the one that trains, without gradients: compiled if the other is."""
+        """Return the callable for a network that runs next to the trained one without gradients: compiled if that one is."""
         return net
 
     def clear_gradients(self) -> None:
@@ -145,15 +145,15 @@ class TrainingRun:
     # -- for hooks that change what is trained -----------------------------------------------------------------------
 
     def add_parameters(self, params: Iterable[nn.Parameter], **options: Any) -> None:
-        """Add parameters outside the model to its optimizer. Options: lr, weight_decay…, scheduled=False for a lr that
-        the schedule does not change. The hook that owns them must save them."""
+        """Add parameters outside the model to its optimizer. Options: lr, weight_decay…, scheduled=False for a constant
+        lr, which the schedule does not change. The hook that owns the parameters must save them."""
         group = {"weight_decay": 0.0, "lr": self.recipe.lr, **options, "params": list(params)}
         group["initial_lr"] = group["lr"]
         self.optimizer.add_param_group(group)
 
     def add_network(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> Part:
-        """Add a second network with its own optimizer: prepared, stepped (while `part.active`), scheduled and saved like
-        the model. Call `part.net` in `before_batch`; set `engine.parts["main"].active = False` to train only it."""
+        """Add a second network with its own optimizer. It is prepared, stepped (while `part.active`), scheduled and saved like
+        the model. Call `part.net` in `before_batch`. Set `engine.parts["main"].active = False` to train only this network."""
         if name in self.parts:
             raise ConfigError(f"a network named '{name}' already exists")
         part = Part(name, module.to(self.device), optimizer)
@@ -162,7 +162,7 @@ class TrainingRun:
         return part
 
     def cut(self, plan: Any) -> None:
-        """Cut the model in place, with its optimizer state and EMA; training continues."""
+        """Cut the model in place, with its optimizer state and EMA. Training continues."""
         cut_(self.model, plan, self.optimizer)
         if self.ema is not None:
             cut_(self.ema, plan)
@@ -170,7 +170,7 @@ class TrainingRun:
         self.rebind()
 
     def rebind(self) -> None:
-        """Call after parameters were replaced, frozen or unfrozen: updates optimizers and wrappers."""
+        """Update optimizers and wrappers. Call this after parameters were replaced, frozen or unfrozen."""
         self.runtime.release()
         self.parts["main"].refresh()
         for part in self.parts.values():
@@ -202,8 +202,8 @@ class TrainingRun:
                 self.runtime.accelerator.init_trackers("secateurs", config=self.recipe.model_dump(mode="json"))
 
     def _check_val(self) -> None:
-        """Check validation data now, not after an epoch. Hooks on the model are a method's, which has
-        checked the data, or the user's: neither may see batches that are not part of training."""
+        """Check validation data now instead of after an epoch. Not if the model has hooks: they belong to a method, which has
+        checked the data, or to the user, and must not see batches that are not part of training."""
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
         if self.val_data is not None and not isinstance(self.val_data, Iterator) and not hooked:
             self.evaluate(self.model, [B.first(self.val_data, "val")])

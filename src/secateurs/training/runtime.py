@@ -18,10 +18,10 @@ from secateurs.training.recipe import Recipe
 
 
 class Runtime:
-    """accelerate's device, processes, wrapping and trackers, with precision and accumulation of our own.
+    """accelerate's device, processes, wrapping and trackers, but our own precision and accumulation.
 
     accelerate keeps these two in process-wide state that a second engine could not change, and its autocast wraps the
-    user's model permanently. `precision` is 'fp32', 'bf16' or 'fp16'; `scaler` the loss scaler of the latter.
+    user's model permanently. `precision` is 'fp32', 'bf16' or 'fp16'. `scaler` is the loss scaler of 'fp16'.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Runtime:
         self.rank, self.world = int(self.accelerator.process_index), int(self.accelerator.num_processes)
         check_group(device, self.world)
         self.peers = Peers.gather(self.rank, self.world) if self.world > 1 else None
-        # With several processes, the launcher assigns each its device.
+        # With several processes, the launcher assigns a device to each.
         self.device = usable(device) if self.world == 1 else self.accelerator.device
         self.precision = P.resolve(recipe.precision, self.device, model, launched)
         self.channels_last = P.wants_channels_last(recipe.channels_last, self.precision, self.device, model)
@@ -65,7 +65,7 @@ class Runtime:
         return P.autocast(self.precision, self.device)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor summed over all processes."""
+        """Return the tensor summed over all processes."""
         if self.peers is None:
             return tensor
         with self.peers.watched():
@@ -79,16 +79,16 @@ class Runtime:
                 self.accelerator.wait_for_everyone()
 
     def share(self, source: Any) -> tuple[int, int]:
-        """(rank, world) to split batches by; (0, 1) for loaders that already split them by process."""
+        """Return (rank, world) to split batches by; (0, 1) for loaders that already split them by process."""
         return (0, 1) if getattr(source, "world_size", 1) == self.world else (self.rank, self.world)
 
     def release(self) -> None:
-        """Release what was wrapped."""
+        """Release the wrapped networks."""
         if self.world > 1:
             self.accelerator.free_memory()
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The callable to use instead of the module: it averages gradients over the processes."""
+        """Return the callable to use instead of the module. It averages gradients over the processes."""
         net = module
         if self.world > 1 and any(p.requires_grad for p in module.parameters()):
             net = self.accelerator.prepare_model(module, device_placement=False)
@@ -97,7 +97,7 @@ class Runtime:
 
 @contextmanager
 def written(what: Path | None) -> Iterator[None]:
-    """Raise TrainingError if a tracker's files, or others of a run, cannot be written."""
+    """Raise TrainingError if files of a tracker or a run cannot be written in this context."""
     try:
         yield
     except OSError as error:
@@ -109,7 +109,7 @@ def written(what: Path | None) -> Iterator[None]:
 
 
 def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
-    """Raises ConfigError for a tracker that accelerate would reject or silently ignore."""
+    """Raise ConfigError for a tracker that accelerate would reject or silently ignore."""
     if not track:
         return
     from accelerate.tracking import get_available_trackers
@@ -127,7 +127,7 @@ def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
 
 
 def wait_for_everyone(device: str | torch.device | None) -> None:
-    """Wait for all processes that a launcher started; may be called before any engine. Raises TrainingError if one
+    """Wait for all processes that a launcher started. Can be called before any engine exists. Raises TrainingError if one
     of them does not arrive."""
     if not several():
         return

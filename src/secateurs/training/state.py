@@ -1,4 +1,4 @@
-"""The state in an engine's checkpoint: everything that is read is validated before use."""
+"""The state in an engine's checkpoint. Everything that is read is validated before use."""
 
 from __future__ import annotations
 
@@ -69,10 +69,11 @@ class State(_Strict):
 
 
 def misfit(saved: Any, expected: Any, field: str) -> str | None:
-    """The reason that `saved` cannot replace `expected`, a state of the same kind; None if it can.
+    """Return the reason that `saved` cannot replace `expected`, a state of the same kind; None if it can.
 
-    Dicts must have the same keys, tensors the same shape and dtype, numbers must be numbers, and not NaN where `expected` is
-    not. An empty dict, None and lists of anything but numbers match anything: they are filled during a run.
+    Dicts must have the same keys, and tensors the same shape and dtype. Numbers must be numbers, and not NaN unless `expected`
+    is. An expected empty dict matches any dict, None anything, and a list of anything except numbers any list: they are filled
+    during a run.
     """
     if expected is None or (isinstance(expected, dict) and not expected and isinstance(saved, dict)):
         return None
@@ -107,12 +108,12 @@ def misfit(saved: Any, expected: Any, field: str) -> str | None:
 
 
 def optimizer_misfit(saved: OptimizerState, optimizer: torch.optim.Optimizer, field: str) -> str | None:
-    """The reason that an optimizer of these parameters cannot continue from this state; None if it can."""
+    """Return the reason that this optimizer cannot continue from the saved state; None if it can."""
     groups = optimizer.state_dict()["param_groups"]
     if len(saved.param_groups) != len(groups):
         return f"field '{field}.param_groups' has {len(saved.param_groups)} groups, expected {len(groups)}"
     for i, (group, expected) in enumerate(zip(saved.param_groups, groups, strict=True)):
-        # Settings vary between releases of PyTorch; those that a schedule and a step read are required.
+        # Settings vary between PyTorch releases. Those that a schedule and a step read are required.
         needed = {"params", "lr", "initial_lr", *group} & expected.keys()
         where = f"{field}.param_groups.{i}"
         if fault := misfit({k: group[k] for k in needed if k in group}, {k: expected[k] for k in needed}, where):

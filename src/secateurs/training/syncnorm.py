@@ -29,13 +29,13 @@ class _Sum(torch.autograd.Function):
 
 
 def all_sum(x: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes; the gradient is summed, too."""
+    """Return the sum over all processes. The gradient is summed, too."""
     total: torch.Tensor = _Sum.apply(x)
     return total
 
 
 def batch_norm(bn: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
-    """The result of `bn(x)` in train mode with statistics over the rows of all processes. x: (N, C, *), N may differ."""
+    """Compute `bn(x)` in train mode with statistics over the rows of all processes. x: (N, C, *); N may differ."""
     axes = [0, *range(2, x.ndim)]
     shape = [1, -1] + [1] * (x.ndim - 2)
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
@@ -61,7 +61,7 @@ def batch_norm(bn: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def synchronized(model: nn.Module) -> Iterator[None]:
-    """Context in which the model's batch norms in train mode use all processes' rows. The modules are not replaced."""
+    """Make the model's batch norms in train mode use the rows of all processes within this context. No module is replaced."""
     changed = []
 
     def patch(bn: Any) -> None:
@@ -74,7 +74,7 @@ def synchronized(model: nn.Module) -> Iterator[None]:
         changed.append(bn)
 
     for module in model.modules():
-        # SyncBatchNorm does this itself; a batch norm with its own forward (fused activations) is not changed
+        # SyncBatchNorm does this itself. A batch norm with its own forward (fused activations) is not changed.
         if (
             isinstance(module, _BatchNorm)
             and type(module).forward is _BatchNorm.forward

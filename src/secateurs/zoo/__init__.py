@@ -40,10 +40,10 @@ def build(spec: str, weights: str | Path | None = None, num_classes: int | None 
 
     The network is in train mode, as after construction. Without `weights` it is randomly initialized; nothing is ever
     downloaded. `weights` is a `.safetensors` file or a state dict that loads without pickle, and must match exactly.
-    `options` are passed to the network's constructor. For a `python:` factory the working directory is searched, too; it is
-    passed `num_classes` if it has a parameter of that name.
+    `options` are passed to the network's constructor. A `python:` factory may also be in the working directory. It gets
+    `num_classes` only if it has a parameter of that name.
 
-    Raises SpecError for an invalid spec, ArtifactError for weights that cannot be read or do not match.
+    Raises SpecError for an invalid spec, and ArtifactError for weights that cannot be read or do not match.
     """
     make = find(spec)
     model = make(**options) if num_classes is None else make(**options, num_classes=num_classes)
@@ -53,7 +53,8 @@ def build(spec: str, weights: str | Path | None = None, num_classes: int | None 
 
 
 def find(spec: str) -> Factory:
-    """What makes the network of a spec, given the options of its constructor. SpecError for a spec that names nothing."""
+    """Return the function that builds the network of a spec from its constructor's options. Raises SpecError for an unknown
+    spec."""
     family, colon, name = spec.partition(":")
     if not colon or not name:
         if "/" in spec and not os.path.lexists(spec) and Path(spec).suffix not in (*WEIGHTS, ".py"):
@@ -73,14 +74,14 @@ def find(spec: str) -> Factory:
 
 
 def takes_classes(spec: str) -> bool:
-    """Whether what makes the network of a spec is passed `num_classes`. Raises as `find` does."""
+    """Whether the factory of a spec is passed `num_classes`. Raises SpecError as `find` does."""
     find(spec)
     family, _, name = spec.partition(":")
     return family != "python" or _accepts(import_object(name, spec), "num_classes")
 
 
 def names(family: str) -> list[str]:
-    """The networks of a family, sorted: `zoo`, `torchvision` or `timm`. Raises SpecError for any other."""
+    """Return the sorted names of the networks of a family: `zoo`, `torchvision` or `timm`. Raises SpecError for any other."""
     if family == "zoo":
         return sorted(_OWN)
     if family == "torchvision":
@@ -91,7 +92,7 @@ def names(family: str) -> list[str]:
 
 
 def _suggest(name: str) -> tuple[object, ...]:
-    """What to write for a spec without a family."""
+    """Suggest a spec for one without a family."""
     if name in _OWN:
         return (f"Did you mean zoo:{name}?",)
     path = Path(name)

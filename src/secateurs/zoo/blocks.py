@@ -6,7 +6,7 @@ from torch import nn
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> list[nn.Module]:
-    """A convolution with same padding (at stride 1), batch norm, ReLU."""
+    """Return a convolution with same padding (at stride 1), a batch norm and a ReLU."""
     return [
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias),
         nn.BatchNorm2d(outputs),
@@ -15,14 +15,14 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: 
 
 
 class Network(nn.Module):
-    """A network with its own initialization: `reset_parameters`, called after those of its layers."""
+    """A network with its own initialization: `reset_parameters` is called after its layers' initialization."""
 
     def reset_parameters(self) -> None:
         initialize(self)
 
 
 def initialize(model: nn.Module) -> None:
-    """He initialization of the convolutions (fan out), and small normal weights for the linear layers."""
+    """Apply He initialization (fan out) to the convolutions, and small normal weights to the linear layers."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

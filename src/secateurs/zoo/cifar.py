@@ -33,7 +33,7 @@ class VGG16(Network):
 
 
 class Inception(nn.Module):
-    """Four branches side by side: 1×1; 1×1, 3×3; 1×1, 3×3, 3×3 (for the 5×5 of old); max pool, 1×1."""
+    """Four branches side by side: 1×1; 1×1, 3×3; 1×1, 3×3, 3×3 (in place of the original 5×5); max pool, 1×1."""
 
     def __init__(self, inputs: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int) -> None:
         super().__init__()
@@ -90,8 +90,8 @@ class GoogLeNet(Network):
 class AlexNetBN(Network):
     """AlexNet with batch norm: five convolutions, an adaptive pool, three linear layers.
 
-    Input (N, in_channels, H, W). Images of 64 pixels and more enter through the 11×11 convolution at stride 4 of the
-    original; `small=True` (the default) has 5×5 at stride 1 and is meant for 32×32.
+    Input (N, in_channels, H, W). `small=True` (the default) is for 32×32 images: its first convolution is 5×5 with stride 1.
+    `small=False` is for images of 64 pixels and more, with the original's 11×11 convolution with stride 4.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, small: bool = True) -> None:
@@ -123,9 +123,9 @@ class AlexNetBN(Network):
 
 
 class SmallCNN(Network):
-    """About 50k parameters, one plain stage and one residual one: trains within minutes on a CPU.
+    """One plain stage and one residual stage with about 50k parameters: trains within minutes on a CPU.
 
-    Input (N, in_channels, H, W), 32×32 by design.
+    Input (N, in_channels, H, W), designed for 32×32.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
@@ -147,20 +147,20 @@ class SmallCNN(Network):
 
 
 def vgg16(num_classes: int = 10, in_channels: int = 3) -> VGG16:
-    """VGG-16-BN for CIFAR."""
+    """Build VGG-16-BN for CIFAR."""
     return VGG16(num_classes, in_channels)
 
 
 def googlenet(num_classes: int = 10, in_channels: int = 3) -> GoogLeNet:
-    """GoogLeNet for CIFAR."""
+    """Build GoogLeNet for CIFAR."""
     return GoogLeNet(num_classes, in_channels)
 
 
 def alexnet_bn(num_classes: int = 10, in_channels: int = 3, small: bool = True) -> AlexNetBN:
-    """AlexNet with batch norm."""
+    """Build AlexNet with batch norm."""
     return AlexNetBN(num_classes, in_channels, small)
 
 
 def small_cnn(num_classes: int = 10, in_channels: int = 3) -> SmallCNN:
-    """The network of `secateurs demo`."""
+    """Build the network of `secateurs demo`."""
     return SmallCNN(num_classes, in_channels)

@@ -12,7 +12,7 @@ class PadShortcut(nn.Module):
     """Parameter-free shortcut: every second pixel, and zero channels on both sides to match the wider stage.
 
     The padding is fixed here and not computed from the input, so that the block is still valid after channels
-    of the residual stream were cut.
+    of the residual stream have been removed.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:

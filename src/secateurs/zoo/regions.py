@@ -1,4 +1,4 @@
-"""What detectors do with regions, in plain PyTorch: for a torchvision whose C++ operators cannot be loaded."""
+"""Detectors' operators for regions in plain PyTorch, for a torchvision whose C++ operators cannot be loaded."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = 512  # boxes that are compared with all others at a time
+_ROWS = 512  # boxes that are compared with all others at once
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes kept by greedy non-maximum suppression, highest score first.
+    """Return the indices of the boxes kept by greedy non-maximum suppression, highest score first.
 
-    boxes (N, 4) as x1, y1, x2, y2; scores (N,); a box is suppressed if its IoU with a kept box of higher score is above the
+    boxes (N, 4) as x1, y1, x2, y2; scores (N,); a box is suppressed if its IoU with a kept box with a higher score is above the
     threshold. Returns (K,) int64.
     """
     order = scores.argsort(descending=True, stable=True)
@@ -22,7 +22,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     for first in range(0, len(boxes), _ROWS):
-        rows = first + alive[first : first + _ROWS].nonzero()[:, 0]  # (R,) the others are suppressed already
+        rows = first + alive[first : first + _ROWS].nonzero()[:, 0]  # (R,) the others are already suppressed
         corner = torch.maximum(boxes[rows, None, :2], boxes[None, first:, :2])  # (R, N - first, 2)
         overlap = (torch.minimum(boxes[rows, None, 2:], boxes[None, first:, 2:]) - corner).clamp(min=0).prod(2)
         iou = overlap / (area[rows, None] + area[None, first:] - overlap)
@@ -44,10 +44,10 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """RoI Align (He et al., 2017), as torchvision's operator of that name computes it.
+    """RoI Align (He et al., 2017), computed as by torchvision's operator of that name.
 
-    x (N, C, H, W); rois (K, 5) as image index, x1, y1, x2, y2; sampling_ratio: samples per bin and side, from the size of each
-    bin if it is below 1. Returns (K, C, pooled_height, pooled_width).
+    x (N, C, H, W); rois (K, 5) as image index, x1, y1, x2, y2; sampling_ratio: samples per bin along each side. If it is below
+    1, it is taken from the size of each bin. Returns (K, C, pooled_height, pooled_width).
     """
     index, weight = _taps(x.shape, rois, spatial_scale, (pooled_height, pooled_width), sampling_ratio, aligned)
     pixels = x.movedim(1, 3).reshape(-1, x.shape[1])  # (N · H · W, C)
@@ -57,14 +57,14 @@ def roi_align(
 
 
 def remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """What the backward pass of `roi_align` needs."""
+    """Save what the backward pass of `roi_align` needs."""
     x, rois, scale, *size, samples, aligned = inputs
     ctx.save_for_backward(rois)
     ctx.shape, ctx.arguments = x.shape, (scale, tuple(size), samples, aligned)
 
 
 def roi_align_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Every pixel gets from each bin what it gave; none flows to the rois."""
+    """Return the gradient of `x`: each pixel gets every bin's gradient times its weight there. The rois get none."""
     (rois,) = ctx.saved_tensors
     index, weight = _taps(ctx.shape, rois, *ctx.arguments)
     n, channels, height, width = ctx.shape
@@ -77,7 +77,7 @@ def roi_align_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _weighted(index: Tensor, rows: Tensor, weight: Tensor, begin: Tensor | None = None) -> Tensor:
-    """Weighted sums of rows (R, C), one sum for each row of `index`, or each part of it: (sums, C)."""
+    """Return weighted sums of rows (R, C), one for each row of `index`, or for each part that `begin` marks: (sums, C)."""
     rows = rows if rows.dtype == torch.float64 else rows.float()
     return F.embedding_bag(index, rows, begin, mode="sum", per_sample_weights=weight.to(rows.dtype))
 
@@ -85,7 +85,7 @@ def _weighted(index: Tensor, rows: Tensor, weight: Tensor, begin: Tensor | None 
 def _taps(
     shape: torch.Size, rois: Tensor, scale: float, pooled: tuple[int, int], samples: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
-    """The pixels that each bin reads, as rows of (N · H · W, C), and their weights: (K · pooled, taps) each."""
+    """Return the pixels that each bin reads, as rows of (N · H · W, C), and their weights: (K · pooled, taps) each."""
     height, width = shape[2:]
     rois = rois.float()
     start = rois[:, [2, 1]] * scale - 0.5 * aligned  # (K, 2) as y, x
@@ -102,16 +102,16 @@ def _taps(
 
 
 def _along(start: Tensor, size: Tensor, bins: int, side: int, samples: int) -> tuple[Tensor, Tensor]:
-    """The positions along one axis that each bin reads, two for each sample, and their weights: (K, bins, taps) each.
+    """Return the positions along one axis that each bin reads, two per sample, and their weights: (K, bins, taps) each.
 
-    start, size: of each region, (K,). side: of the image.
+    start, size: the start and size of each region, (K,). side: the size of the image.
     """
     each = (size / bins)[:, None, None]  # (K, 1, 1) the size of a bin
-    count = torch.full_like(each, samples) if samples > 0 else each.ceil().clamp(min=1)  # samples of a bin
+    count = torch.full_like(each, samples) if samples > 0 else each.ceil().clamp(min=1)  # samples per bin
     sample = torch.arange(int(count.max()) if len(count) else 1, device=start.device)
     bin_ = torch.arange(bins, device=start.device)[:, None]
     at = start[:, None, None] + (bin_ + (sample + 0.5) / count) * each  # (K, bins, samples)
-    # Samples further out than a pixel count as 0; in between, the edge continues.
+    # Samples more than a pixel outside count as 0; up to a pixel outside, they read the edge.
     valid = (sample < count) & (at >= -1) & (at <= side)
     at = at.clamp(0, side - 1)
     low = at.floor()

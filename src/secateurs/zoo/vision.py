@@ -1,9 +1,9 @@
 """All imports of torchvision and timm.
 
 A torchvision built for CUDA cannot load its C++ operators next to a CPU build of torch, and then `import torchvision`
-fails with "operator torchvision::nms does not exist". Only after that failure are the operators declared here, `nms`
-and `roi_align` with bodies in plain PyTorch, so that the networks (which need none of them, except in detection heads) can
-be built and run. torchvision's own extension is always tried first: if it loads, a second declaration would abort the process.
+fails with "operator torchvision::nms does not exist". The operators are declared here only after that failure, `nms`
+and `roi_align` with implementations in plain PyTorch. The networks can then be built and run; only detection heads need the
+operators. torchvision's own extension is always tried first: if it loads, a second declaration would abort the process.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _SCHEMAS = {
     "deform_conv2d": f"({_DEFORM}) -> Tensor",
 }
 _MISSING = re.compile(r"operator torchvision::\w+ does not exist")  # PyTorch's message
-_libraries: list[torch.library.Library] = []  # operators exist as long as their Library object
+_libraries: list[torch.library.Library] = []  # operators live as long as their Library object
 _defined: set[str] = set()  # the operators that were declared here
 
 
 @functools.cache
 def torchvision() -> ModuleType:
-    """The `torchvision` module, importable even if its C++ operators do not load.
+    """Import and return `torchvision`, even if its C++ operators do not load.
 
     Raises SpecError if it is not installed or does not work with the installed PyTorch.
     """
@@ -58,7 +58,7 @@ def torchvision() -> ModuleType:
     if not hasattr(torch.ops.torchvision, "nms") or _loaded():
         try:
             return _imported("torchvision")
-        except Exception as error:  # of torchvision's own code
+        except Exception as error:  # from torchvision's own code
             if not _MISSING.search(str(error)):
                 raise _broken("torchvision", error) from error
     return _without_extension()
@@ -66,7 +66,7 @@ def torchvision() -> ModuleType:
 
 @functools.cache
 def timm() -> ModuleType:
-    """The `timm` module. Raises SpecError if it is not installed or does not work with the installed PyTorch."""
+    """Import and return `timm`. Raises SpecError if it is not installed or does not work with the installed PyTorch."""
     if "timm" in sys.modules:
         return sys.modules["timm"]
     if importlib.util.find_spec("timm") is None:
@@ -74,7 +74,7 @@ def timm() -> ModuleType:
     torchvision()  # timm imports it
     try:
         return _imported("timm")
-    except Exception as error:  # of timm's own code
+    except Exception as error:  # from timm's own code
         raise _broken("timm", error) from error
 
 
@@ -100,7 +100,7 @@ def _version(package: str) -> str:
 
 
 def _imported(package: str) -> ModuleType:
-    """Import a package. Removes what a failed import leaves in sys.modules, which would break a second import."""
+    """Import a package. Removes from sys.modules what a failed import leaves there, which would break a second import."""
     _forget_parts(package)
     try:
         return importlib.import_module(package)
@@ -121,7 +121,7 @@ def _loaded() -> bool:
 
 
 def operators() -> bool:
-    """Whether torchvision's own C++ operators are there, rather than those in plain PyTorch."""
+    """Whether torchvision uses its own C++ operators rather than those in plain PyTorch."""
     torchvision()
     return not _defined
 
@@ -142,12 +142,12 @@ def _without_extension() -> ModuleType:
     torch.ops.load_library = load_another  # type: ignore[method-assign]
     try:
         module = _imported("torchvision")
-    except Exception as error:  # of torchvision's own code
+    except Exception as error:  # from torchvision's own code
         raise _broken("torchvision", error) from error
     finally:
         del torch.ops.load_library  # the instance attribute; the class's remains
-    # `ops.nms` and `ops.roi_align` ask whether the extension is there before they look for the operators, which now exist.
-    # Without it, `ops.roi_align` would take gigabytes, be compiled at its first call, and hide its operators from a trace.
+    # `ops.nms` and `ops.roi_align` check for the extension before they look for the operators, which now exist. If that
+    # check fails, `ops.roi_align` takes gigabytes, is compiled at its first call, and hides its operators from a trace.
     for name in ("boxes", "roi_align"):
         ops = importlib.import_module(f"torchvision.ops.{name}")
         ops._assert_has_ops = lambda: None  # type: ignore[attr-defined]

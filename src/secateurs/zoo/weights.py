@@ -1,4 +1,4 @@
-"""Load state dicts from files, without unpickling anything but tensors, into networks that they match exactly."""
+"""Load state dicts from files into networks that they match exactly. Nothing except tensors is unpickled."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ WEIGHTS = (".safetensors", *_TORCH_SUFFIXES)  # the suffixes of files that are r
 _WRAPPERS = ("state_dict", "model", "model_state", "net")  # the keys under which training scripts keep the weights
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
 _NESTED = 4  # levels of nested wrappers
-EXTRA = "_extra_state"  # the end of the names under which a state dict has what modules' `get_extra_state` returns
+EXTRA = "_extra_state"  # suffix of the names under which a state dict stores the results of `get_extra_state`
 
 
 def load_state(path: str | Path) -> State:
     """Read a state dict from a file, on the CPU: `.safetensors`, or `.pt .pth .th .bin` if it loads without unpickling code.
 
     A dict nested under `state_dict`, `model`, `model_state` or `net` is unwrapped; `module.` and `_orig_mod.` prefixes
-    are removed. Raises ArtifactError for a file that is missing, damaged, of another type, or has anything but tensors.
+    are removed. Raises ArtifactError for a file that is missing, damaged, of another type, or holds anything except tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -50,12 +50,12 @@ def load_state(path: str | Path) -> State:
 
 
 def load_into(model: nn.Module, path: str | Path, spec: str) -> None:
-    """Copy the weights in a file into a model with the same names and shapes. Raises ArtifactError with the differences."""
+    """Copy the weights in a file into a model. Names and shapes must match: raises ArtifactError with the differences."""
     put(model, load_state(path), path, spec)
 
 
 def passing_buffers(model: nn.Module) -> State:
-    """The non-persistent buffers of a model, which its state dict leaves out, by name."""
+    """Return the non-persistent buffers of a model by name. Its state dict leaves them out."""
     return {
         f"{path}.{leaf}" if path else leaf: x
         for path, module in model.named_modules()
@@ -69,13 +69,13 @@ def put(
 ) -> None:
     """Copy tensors that were read from `path` into a model, in the model's precision.
 
-    The tensors are untrusted: each is compared with the model's own before anything is computed with it. Non-persistent
-    buffers and extra state may be among them.
+    The tensors are untrusted: each is compared with the model's own before anything is computed with it. They may include
+    non-persistent buffers and extra state.
 
     values: entries of the state dict that are not tensors, or extra state.
 
-    Raises ArtifactError if names, shapes or dtypes differ, for NaNs, for infinite parameters, and for different values of
-    what is one tensor in the model; the model is then unchanged. Raises it also for extra state that a module does not take.
+    Raises ArtifactError if names, shapes or dtypes differ, for NaNs, for infinite parameters, and for different values
+    under several names of one tensor. The model is then unchanged. Also raises it for extra state that a module rejects.
     """
     own, passing, extra = dict[str, Tensor](), passing_buffers(model), dict[str, Any](values)
     for key, x in model.state_dict(keep_vars=True).items():
@@ -134,7 +134,7 @@ def put(
         module = model.get_submodule(key.rpartition(".")[0])
         try:
             module.set_extra_state(extra[key])
-        except Exception as error:  # of the user's code
+        except Exception as error:  # from the user's code
             name = shown(key.rpartition(".")[0]) or "The network"
             raise ArtifactError(
                 f"{shown(path)} does not fit {shown(spec)}: {name} ({type(module).__name__}) does not take its extra state: "
@@ -146,7 +146,7 @@ def put(
 
 
 def _shared(own: State) -> list[list[str]]:
-    """The names of each tensor that has several."""
+    """Group the names of each tensor that has more than one."""
     names: dict[Any, list[str]] = {}
     for key, tensor in own.items():
         if tensor.numel() and tensor.device.type != "meta":
@@ -155,7 +155,7 @@ def _shared(own: State) -> list[list[str]]:
 
 
 def _tied(own: State, state: State) -> State:
-    """Add the other names of a shared tensor that the file has under one name only."""
+    """Return shared tensors under all their names. The file may have them under one name only."""
     return {
         key: state[first]
         for keys in _shared(own)
@@ -165,7 +165,7 @@ def _tied(own: State, state: State) -> State:
 
 
 def _unlike(tensor: Tensor, own: Tensor) -> str | None:
-    """The reason that a tensor cannot replace the model's own, other than its shape."""
+    """Return the reason, other than its shape, that a tensor cannot replace the model's own. None if it can."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return "is sparse or nested in the file: save it dense"
     if tensor.is_quantized:
@@ -192,7 +192,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _unsound(tensor: Tensor, parameter: bool) -> str | None:
-    """NaN is never valid; infinity is valid in a buffer (a mask), but not in a parameter."""
+    """Name the values that make a tensor invalid: NaN always, and infinity in a parameter (a mask may hold it)."""
     if _kind(tensor) not in ("float", "complex"):
         return None
     if tensor.dtype.itemsize == 1:
@@ -237,11 +237,11 @@ def _load_torch(path: Path) -> object:
 
 
 def _check_archive(file: BinaryIO, path: Path) -> bool:
-    """Whether the file is a zip archive, as torch.save writes; a bare pickle is from before PyTorch 1.6.
+    """Whether the file is a zip archive, as torch.save writes. A bare pickle is from before PyTorch 1.6.
 
-    Raises ArtifactError for an archive that torch.save does not write: its entries are stored uncompressed, so together
-    they are no larger than the file; a compressed archive is rejected. So is the tar format from before 2017,
-    which would be unpacked to disk.
+    Raises ArtifactError for an archive that torch.save does not write. torch.save stores entries uncompressed, so together
+    they are no larger than the file; a compressed archive is rejected. So is the tar format from before 2017, which would be
+    unpacked to disk.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -300,7 +300,7 @@ def _strip(key: str) -> str:
 
 
 def _key(key: object) -> str:
-    """A dict key of any type: a string itself, otherwise its type."""
+    """Describe a dict key of any type: a string by itself, any other key by its type."""
     return repr(key if len(key) <= 60 else key[:59] + "…") if isinstance(key, str) else f"{a_or_an(type(key).__name__)}"
 
 

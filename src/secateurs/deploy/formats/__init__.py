@@ -1,4 +1,4 @@
-"""The formats that a network can be exported to, by suffix: what writes a file, and what runs it."""
+"""The formats that a network can be exported to, by suffix: how each is written and run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMATS: dict[str, Format] = {found.suffix: found for found in (ONNX, PT2, OPENV
 
 
 class FileModule(nn.Module):
-    """An exported file as a module, on the CPU: to evaluate it like a network. Its outputs are one tensor, or a tuple."""
+    """An exported file as a module on the CPU, so that it can be evaluated like a network. Returns one tensor or a tuple."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a format is."""
+"""The interface of an export format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateurs.graph.inputs import tensors
 
-METADATA = "secateurs"  # the key under which a file holds what is known of the network, as JSON
+METADATA = "secateurs"  # the key under which a file stores the network's metadata, as JSON
 
 Shapes = dict[str, Any] | tuple[Any, ...] | None  # of the inputs: {axis: its name, or a Dim} in place of tensors
 
@@ -23,13 +23,13 @@ class ExportedFile(Protocol):
     """A file that is ready to run, on the CPU."""
 
     def run(self, inputs: Any) -> list[Tensor]:
-        """Its outputs for example inputs of the network."""
+        """Return the file's outputs for example inputs of the network."""
 
     def bound(self, inputs: Any) -> Callable[[], object]:
-        """A function that runs it on these inputs, and nothing else."""
+        """Return a function that runs the file on these inputs and does nothing else."""
 
     def metadata(self) -> dict[str, Any]:
-        """What was stored with it."""
+        """Return the metadata stored in the file."""
 
 
 class Writer(Protocol):
@@ -44,9 +44,9 @@ class Opener(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """suffix: of its files. packages: that it needs, and the extra that brings them. write: exports a network in eval mode, on
-    the CPU, with names for its outputs. open: the file in its own runtime. beside: the suffix of a second file, with the
-    weights."""
+    """An export format. suffix: of its files. packages: what it needs, which `extra` installs. write: exports a network in eval
+    mode, on the CPU, with names for its outputs. open: opens a file in its own runtime. beside: the suffix of a second file
+    that holds the weights."""
 
     name: str
     suffix: str
@@ -58,7 +58,7 @@ class Format:
 
     @property
     def missing(self) -> str | None:
-        """Why it cannot be used here, and what to do; None if it can."""
+        """Why the format cannot be used here, and what to do about it; None if it can."""
         absent = [name for name in self.packages if importlib.util.find_spec(name) is None]
         if not absent:
             return None
@@ -66,19 +66,19 @@ class Format:
 
 
 def arrays(inputs: Any) -> list[np.ndarray]:
-    """The tensors of example inputs, in order."""
+    """Return the tensors of example inputs, in order, as arrays."""
     return [x.detach().cpu().numpy() for x in tensors(inputs)]
 
 
 def called(network: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and named arguments of a call with these example inputs."""
+    """Return the positional and keyword arguments of a call with these example inputs."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
 def dims(shapes: Any) -> Any:
-    """The shapes for `torch.export`, which infers how dynamic axes are related and takes no names for them."""
+    """Convert shapes for `torch.export`, which infers how dynamic axes are related and does not take names for them."""
     if isinstance(shapes, Mapping):
         return {key: dims(value) for key, value in shapes.items()}
     if isinstance(shapes, tuple | list):

@@ -1,4 +1,4 @@
-"""ONNX files, and ONNX Runtime."""
+"""ONNX files and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs:
 
 
 def _name_outputs(graph: Any, names: Sequence[str]) -> None:
-    """Rename the graph's outputs. Intermediate values that already have such a name are renamed; inputs and weights keep
-    theirs, and the output gets the suffix `_out`."""
+    """Rename the graph's outputs. An intermediate value that already has such a name is renamed. If an input or a weight
+    has it, the output gets the suffix `_out`."""
     kept = {value.name for value in (*graph.input, *graph.initializer)}
     inner = {name for node in graph.node for name in node.output}
     if len(graph.output) != len(names) or any(value.name in kept for value in graph.output):
@@ -53,7 +53,7 @@ def _name_outputs(graph: Any, names: Sequence[str]) -> None:
 
 
 def _rename(graph: Any, names: Mapping[str, str]) -> None:
-    """Rename values, in the graphs of branches and loops as well."""
+    """Rename values, including those in the graphs of branches and loops."""
     for value in (*graph.output, *graph.value_info):
         value.name = names.get(value.name, value.name)
     for node in graph.node:
@@ -65,8 +65,8 @@ def _rename(graph: Any, names: Mapping[str, str]) -> None:
 
 
 def _write_detector(network: nn.Module, path: Path, images: list[Tensor], metadata: str) -> None:
-    """By the exporter that torchvision's detectors are made for: how many boxes there are depends on the image, which the
-    newer one cannot follow. Images may have any height and width."""
+    """Export a detector with the older exporter, which torchvision's detectors are made for. The newer exporter cannot follow
+    a number of boxes that depends on the image. Images may have any height and width."""
     import onnx
 
     names = [f"image{i}" for i in range(len(images))]
@@ -105,7 +105,7 @@ class OnnxFile:
         return found
 
     def fed(self, inputs: Any) -> dict[str, np.ndarray]:
-        """The inputs by the names that the file has for them."""
+        """Return the inputs by their names in the file."""
         return dict(zip(self.inputs, arrays(inputs), strict=True))
 
 

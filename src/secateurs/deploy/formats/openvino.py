@@ -29,7 +29,7 @@ def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs:
     model = ov.convert_model(program)
     fixed = {x.arg.name for x in program.graph_signature.input_specs if isinstance(x.arg, ConstantArgument)}
     for parameter in model.get_parameters():
-        if parameter.get_friendly_name() in fixed:  # an argument that is no tensor; the runtime would ask for its value
+        if parameter.get_friendly_name() in fixed:  # not a tensor; the runtime would require its value
             model.remove_parameter(parameter)
     if len(model.outputs) == len(outputs):
         for output, name in zip(model.outputs, outputs, strict=True):
@@ -40,8 +40,8 @@ def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs:
 
 @contextmanager
 def _distinct(network: nn.Module, inputs: Any) -> Iterator[None]:
-    """Context in which outputs that equal an earlier one are views of their own: the converter fails on one tensor under two
-    names, and takes copies of a tensor for that tensor."""
+    """Make every output that equals an earlier one a separate view within this context. The converter fails on one tensor
+    under two names, and treats copies of a tensor as the same tensor."""
     seen: list[Tensor] = []
     with torch.no_grad():
         map_tensors(lambda x: seen.append(x) or x, call(network, inputs))  # type: ignore[func-returns-value]
@@ -60,11 +60,11 @@ def _distinct(network: nn.Module, inputs: Any) -> Iterator[None]:
 
 
 class OpenVinoFile:
-    """A model on the CPU."""
+    """An OpenVINO model on the CPU."""
 
     def __init__(self, path: Path, threads: int | None = None, precision: str = "fp32") -> None:
         core = openvino().Core()
-        # by default it would compute in bfloat16 where the processor can
+        # by default, OpenVINO computes in bfloat16 if the processor supports it
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads

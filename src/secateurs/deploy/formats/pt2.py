@@ -23,7 +23,7 @@ def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs:
 
 
 class ProgramFile:
-    """A program, run op by op."""
+    """A program of torch.export, run op by op."""
 
     def __init__(self, path: Path, threads: int | None = None, precision: str = "fp32") -> None:
         extra = {_EXTRA: ""}

@@ -1,4 +1,4 @@
-"""What pieces of a network take in each runtime, at many widths."""
+"""Measure pieces of a network in each runtime at many widths."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MEASURES: dict[Runtime, Measure] = {
 
 
 def measure(geometry: Geometry, points: Sequence[Widths], target: Target) -> list[float]:
-    """Seconds of one run of a piece at each of these widths: the least of several."""
+    """Return the seconds of one run of a piece at each of these widths: the minimum of several runs."""
     return _MEASURES[target.runtime](geometry, points, target)
 
 
 def nbytes(geometry: Geometry, widths: Widths) -> int:
-    """The size of what a piece needs at these widths, in float32."""
+    """Return the bytes that a piece needs at these widths in float32."""
     wide_in, wide_out = widths
     space = kernel = 1
     for n in geometry.space:
@@ -37,6 +37,6 @@ def nbytes(geometry: Geometry, widths: Widths) -> int:
 
 
 def channels(geometry: Geometry, widths: Widths) -> Widths:
-    """The widths that a convolution with groups can have."""
+    """Round widths up to widths that a convolution with groups can have."""
     n = max(1, geometry.groups)
     return -(-widths[0] // n) * n, -(-widths[1] // n) * n

@@ -1,4 +1,4 @@
-"""Pieces in ONNX Runtime: all widths of a piece as branches of one model, of which the runtime tells the time of each node."""
+"""Measure pieces in ONNX Runtime. The widths of a piece are branches of one model; the runtime reports each node's time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateurs.deploy.target import Target
 from secateurs.latency.geometry import DEPTHWISE, Geometry
 from secateurs.latency.runtimes.repeats import of_branches, repeated
 
-MOVES = ("ReorderInput", "ReorderOutput")  # at the edges of the branches only
+MOVES = ("ReorderInput", "ReorderOutput")  # only at the edges of branches; not counted
 
 _ACTIVATIONS = {
     "relu": "Relu", "silu": "Sigmoid", "sigmoid": "Sigmoid", "gelu": "Gelu", "hardswish": "HardSwish",
@@ -41,7 +41,7 @@ def measure(geometry: Geometry, points: Sequence[tuple[int, int]], target: Targe
 
 
 def _nodes(events: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float]]:
-    """The name of each node that ran, and the seconds that it took."""
+    """Yield the name and the seconds of each node that ran."""
     for event in events:
         name, args = event.get("name", ""), event.get("args", {})
         if event.get("cat") == "Node" and name.endswith("_kernel_time") and args.get("op_name") not in MOVES:
@@ -118,7 +118,7 @@ class _Model:
         return self.node("Mul", [x, made]) if name == "silu" else made
 
     def space(self) -> list[int]:
-        """The spatial size that a layer puts out."""
+        """Return the spatial size of a layer's output."""
         g = self.g
         sizes = zip(g.space, g.kernel, g.stride, g.padding, g.dilation, strict=True)
         if g.transposed:

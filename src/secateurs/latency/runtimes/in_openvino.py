@@ -1,4 +1,4 @@
-"""Pieces in OpenVINO: all widths of a piece as branches of one model, of which the runtime tells the time of each node."""
+"""Measure pieces in OpenVINO. The widths of a piece are branches of one model; the runtime reports each node's time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateurs.importing import openvino
 from secateurs.latency.geometry import DEPTHWISE, Geometry
 from secateurs.latency.runtimes.repeats import of_branches, repeated
 
-MOVES = ("Reorder", "Parameter", "Result", "Convert")  # at the edges of the branches only
+MOVES = ("Reorder", "Parameter", "Result", "Convert")  # only at the edges of branches; not counted
 
 
 def measure(geometry: Geometry, points: Sequence[tuple[int, int]], target: Target) -> list[float]:

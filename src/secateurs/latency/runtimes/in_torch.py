@@ -1,4 +1,4 @@
-"""Pieces in PyTorch, op by op as a network runs them."""
+"""Measure pieces in PyTorch, op by op, as a network runs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateurs.deploy.clock import Program, per_run
 from secateurs.deploy.target import DTYPES, Target
 from secateurs.latency.geometry import DEPTHWISE, Geometry
 
-LEAST, SPAN = 3, 4e-3  # runs, and seconds, that a piece is measured for at least
+LEAST, SPAN = 3, 4e-3  # minimum runs and seconds of a measurement
 BLOCK = {"cpu": 2e-4, "cuda": 2e-3}  # seconds between two readings of the clock
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,8 +35,8 @@ def measure(geometry: Geometry, points: Sequence[tuple[int, int]], target: Targe
 
 
 def best(program: Program, device: str = "cpu") -> float:
-    """Seconds of the fastest of several runs. What else the machine does only slows runs down."""
-    per_run(program)  # allocates what it needs
+    """Return the seconds of the fastest of several runs. Other load on the machine only slows runs down."""
+    per_run(program)  # allocates memory
     once = per_run(program)
     repeats = max(1, round(BLOCK[device] / once)) if once > 0 else 1
     found, spent = [once], once
@@ -47,13 +47,13 @@ def best(program: Program, device: str = "cpu") -> float:
 
 
 def program(geometry: Geometry, wide_in: int, wide_out: int, target: Target) -> Program:
-    """A piece at these widths, on numbers that mean nothing."""
+    """Return a program that runs a piece at these widths on arbitrary values."""
     run = _run(geometry, wide_in, wide_out, target)
     if target.device.type != "cuda":
         return Program(run)
     if target.mode == "eager":
         return Program(run, torch.cuda.synchronize)
-    for _ in range(3):  # what is launched through a graph costs the host next to nothing
+    for _ in range(3):  # warm up: launches through a graph cost the host next to nothing
         run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -69,7 +69,7 @@ def _run(g: Geometry, wide_in: int, wide_out: int, target: Target) -> Callable[[
         x = torch.full(shape, 0.1, device=device, dtype=dtype)
         return x.to(memory_format=torch.channels_last) if target.channels_last and len(shape) == 4 else x
 
-    fused = target.mode != "eager"  # what follows a layer is a part of its kernel
+    fused = target.mode != "eager"  # ops that follow a layer are part of its kernel
     steps: list[Callable[[Tensor], Tensor]] = []
     if g.kind == "linear":
         x, w = made(g.batch, wide_in), made(wide_out, wide_in)

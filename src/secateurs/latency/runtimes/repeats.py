@@ -1,4 +1,4 @@
-"""How often a model of pieces is run, and the time of each of its branches."""
+"""Repeat runs of a model of pieces, and compute the time of each of its branches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPAN = 0.08  # seconds
 
 
 def repeated() -> Iterator[int]:
-    """Numbers of runs, as many as fit into the span, within the bounds."""
+    """Yield the numbers of runs: as many as fit into `SPAN`, but at least `LEAST` and at most `MOST`."""
     began = time.perf_counter()
     for number in range(MOST):
         if number >= LEAST and time.perf_counter() - began > SPAN:
@@ -21,8 +21,8 @@ def repeated() -> Iterator[int]:
 
 
 def of_branches(nodes: Iterable[tuple[str, float]], count: int) -> list[float]:
-    """Seconds of each branch: the sum over its nodes of the least time of each. nodes: (name, seconds) of every node in every
-    run, where those of branch 3 are named `…b3~…`."""
+    """Return the seconds of each branch: the sum over its nodes of each node's minimum. nodes: (name, seconds) of every node in
+    every run. The nodes of branch 3 are named `…b3~…`."""
     least: dict[tuple[int, str], float] = defaultdict(lambda: math.inf)
     for name, seconds in nodes:
         branch = name.partition("~")[0].rpartition("b")[2]

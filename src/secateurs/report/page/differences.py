@@ -1,4 +1,4 @@
-"""What several runs were asked for, where that differs: a column for each thing, from whatever is on their cards."""
+"""How the settings of several runs differ: one column per setting, from everything on their cards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from secateurs.markup import Markup
 from secateurs.report.page.panels.record import MAIN, as_text, settings, steps
 from secateurs.report.page.run import Run
 
-# What a run found, and what is told in other ways: everything else on a card is what it was asked for, also in later versions.
+# Results of a run, and settings shown elsewhere. Everything else on a card is a setting, also in later versions.
 FOUND = frozenset({
     "after", "before", "calibrated", "cut", "error", "files", "format", "history", "history_version", "kernels", "latency",
     "seconds", "state", "stripes", "version", "warnings", "widths",
 })  # fmt: skip
 TOLD = frozenset({"earlier", "method", "rounds", "seed"})
-PARTS = {  # whose fields have columns of their own, but for these
+PARTS = {  # their fields have separate columns, except these
     "source": ("spec", "plans"), "data": ("data",), "limits": (), "signature": (), "versions": (),
 }  # fmt: skip
 LONGEST = 60  # characters of a cell
@@ -28,7 +28,7 @@ Named = tuple[str, Mapping[str, Any]]  # a name and its settings
 
 @dataclass(frozen=True)
 class Cell:
-    """key: what the table is sorted by; None is last, whatever the direction."""
+    """A cell of the table. key: what the table is sorted by. None comes last in both directions."""
 
     text: str
     key: float | str | None
@@ -36,14 +36,14 @@ class Cell:
     symbol: Markup | None = None
 
 
-Column = tuple[str, bool, list[Cell]]  # the head, whether it is of numbers, a cell for each run
+Column = tuple[str, bool, list[Cell]]  # the heading, whether it holds numbers, a cell for each run
 
 
 def column(head: str, values: Sequence[Any]) -> Column:
-    """Of values as a card has them. Long texts are shortened, and numbered where that leaves two of them the same."""
+    """Make a column from values on cards. Long texts are shortened, and numbered if two of them then look the same."""
     number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values if v is not None)
     whole = [ABSENT if v in (None, [], {}, "") else as_text(v) for v in values]
-    known: dict[str, list[str]] = {}  # short → the texts that it stands for
+    known: dict[str, list[str]] = {}  # shortened → the full texts
     for text in whole:
         if text not in (texts := known.setdefault(_short(text), [])):
             texts.append(text)
@@ -56,12 +56,12 @@ def column(head: str, values: Sequence[Any]) -> Column:
 
 
 def differing(columns: Iterable[Column]) -> list[Column]:
-    """Those in which not all runs are the same."""
+    """Return the columns in which runs differ."""
     return [one for one in columns if len({cell.text for cell in one[2]}) > 1]
 
 
 def asked(runs: Sequence[Run]) -> list[Column]:
-    """A column for each thing on the cards that says how a run was made, beside its method, seed, network and data."""
+    """Return a column for each setting on the cards, except method, seed, network and data."""
     cards = [run.card for run in runs]
     columns = [
         column("budget", _named([[("", card.budget or {})] for card in cards], ("macs", "params", "latency", "ms"))),
@@ -83,7 +83,7 @@ def asked(runs: Sequence[Run]) -> list[Column]:
 
 
 def _named(every: Sequence[Sequence[Named]], main: Sequence[str] = ()) -> list[str]:
-    """For each run, what it does and the settings of that: the main ones, and those that are not the same in all runs."""
+    """Describe each run's steps with their settings: the main ones, and those that differ between runs."""
     values: dict[tuple[str, str], set[str]] = {}
     kinds = {
         name: {k for items in every for n, given in items if n == name for k in given} for i in every for name, _ in i
@@ -100,7 +100,7 @@ def _named(every: Sequence[Sequence[Named]], main: Sequence[str] = ()) -> list[s
 
 
 def _rounds(card: Card) -> Any:
-    """How many; of a network that a round left: which one of them."""
+    """Return the number of rounds, or which round it was if the network comes from an intermediate one."""
     found = [entry for entry in card.history if isinstance(entry, Round)]
     if not found:
         return 1

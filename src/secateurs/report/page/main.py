@@ -1,4 +1,4 @@
-"""The measure that a page puts first: top-1, or the first of the user's own, or the loss."""
+"""The main measure of a page: top-1, the first custom metric, or the loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateurs.report.figures import formatted, number, percent
 
 @dataclass(frozen=True)
 class Measure:
-    """of: its value for a network. higher: whether a higher value is better."""
+    """A measure of a network. of: returns its value. higher: whether a higher value is better."""
 
     name: str
     of: Callable[[Figures], float | None]
@@ -22,7 +22,7 @@ class Measure:
         return percent(value) if self.unit == "%" else number(value)
 
     def whole(self, value: float | None) -> str:
-        """With its unit, on its own."""
+        """Format a single value with its unit."""
         return f"{self.text(value)}{self.unit}" if value is not None else "-"
 
     def change(self, before: float, after: float) -> str:
@@ -35,7 +35,7 @@ class Measure:
 
 
 def main_measure(every: Sequence[Figures]) -> Measure | None:
-    """The measure by which these networks can be compared: one that most of them have."""
+    """Return the measure to compare these networks by: the first that most of them have."""
     own = dict.fromkeys(name for f in every for name in f.metrics)
     candidates = [
         Measure("Top-1", lambda f: f.top1, "%"),

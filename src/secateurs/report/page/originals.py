@@ -1,4 +1,4 @@
-"""The networks and data that runs begin with: only runs that share them can be compared."""
+"""The networks and data that runs start from. Only runs that share them can be compared."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ CLOSE = 1e-3  # relative: another device measures the same network a little diff
 
 
 class Original(NamedTuple):
-    """What runs begin with. network: its spec; originals with the same spec and data, but other figures, are numbered. data: as
-    the card names it, or '-'."""
+    """What runs start from. network: its spec. Originals with the same spec and data but different figures are numbered.
+    data: its name on the card, or '-'."""
 
     network: str
     data: str
@@ -23,8 +23,8 @@ class Original(NamedTuple):
 
 
 def originals(runs: Sequence[Run]) -> list[Original]:
-    """What each run begins with, the same for those that can be compared."""
-    known: dict[Original, list[list[Run]]] = {}  # the runs of a name, by their figures
+    """Return what each run starts from. Runs that can be compared get the same original."""
+    known: dict[Original, list[list[Run]]] = {}  # the runs with each name, grouped by their figures
     places = []
     for run in runs:
         groups = known.setdefault(_named(run), [])
@@ -40,7 +40,7 @@ def originals(runs: Sequence[Run]) -> list[Original]:
 
 
 def caution(runs: Sequence[Run]) -> str:
-    """What keeps these runs from being compared with each other, in a sentence; empty if nothing does."""
+    """Say in a sentence why these runs cannot be compared with each other. Empty if they can."""
     names = {_named(run) for run in runs}
     unlike = ["their networks"] * (len({name.network for name in names}) > 1)
     data = {name.data for name in names}
@@ -62,7 +62,7 @@ def _named(run: Run) -> Original:
 
 
 def _same(a: Run, b: Run) -> bool:
-    """Whether originals of one name can be one network, measured on the same examples."""
+    """Whether two originals with one name can be the same network, measured on the same examples."""
     x, y = a.networks[0][1], b.networks[0][1]
     pairs = [(x.top1, y.top1), (x.top5, y.top5), *((value, y.metrics.get(name)) for name, value in x.metrics.items())]
     known = [(p, q) for p, q in pairs if p is not None and q is not None]

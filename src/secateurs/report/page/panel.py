@@ -1,4 +1,4 @@
-"""A part of a run's page."""
+"""A section of a run's page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Panel:
-    """name: that of its template, `templates/NAME.html`, which gets `data`. lead: a sentence under the title."""
+    """A section of a run's page. name: its template, `templates/NAME.html`, which gets `data`. lead: text under the title."""
 
     name: str
     title: str

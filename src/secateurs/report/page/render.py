@@ -1,4 +1,4 @@
-"""The page: runs to HTML, and HTML to a file."""
+"""Render runs to an HTML page, and write it to a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from secateurs.version import __version__
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-NAME = "report.html"  # of a report, if no other is given
+NAME = "report.html"  # the default file name of a report
 SUFFIXES = (".html", ".htm")
 
 
@@ -35,8 +35,8 @@ def can_render() -> bool:
 
 
 def check(path: str | Path, *, overwrite: bool = False) -> None:
-    """Raise before any work for a page that could not be written. ConfigError without jinja2, for a file that exists, and for
-    one of another kind; ArtifactError for a folder that takes no files."""
+    """Check, before any work, that a page can be written. Raises ConfigError if jinja2 is not installed, if the file exists,
+    or if it is not an HTML file, and ArtifactError if the folder is not writable."""
     if not can_render():
         raise ConfigError("Reports need jinja2: pip install 'secateurs[report]'.")
     if os.path.isdir(path):
@@ -61,7 +61,7 @@ def write(runs: Sequence[Run], path: str | Path, *, overwrite: bool = False) -> 
 
 
 def save(page: str, path: str | Path) -> Path:
-    """Raises ArtifactError if the page cannot be written."""
+    """Write a page to a file. Raises ArtifactError if it cannot be written."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, page)
@@ -71,7 +71,7 @@ def save(page: str, path: str | Path) -> Path:
 
 
 def html(runs: Sequence[Run]) -> str:
-    """The page of these runs: one file that needs no other."""
+    """Return the page of these runs, as HTML that needs no other file."""
     several = len(runs) > 1
     return rendered(
         "runs.html",
@@ -88,14 +88,14 @@ def html(runs: Sequence[Run]) -> str:
 
 
 def rendered(template: str, title: str, made_from: str, **context: Any) -> str:
-    """A page, complete with the style and the script."""
+    """Render a template to a page that includes its style and script."""
     script = _source("page.js")
     page = _environment().get_template(template).render(
         title=title,
         made_from=made_from,
         style=_source("page.css"),
         script=script,
-        # Nothing but this very script runs, whatever else is on the page.
+        # Only this script can run, whatever else is on the page.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=__version__,
         **context,
@@ -104,7 +104,7 @@ def rendered(template: str, title: str, made_from: str, **context: Any) -> str:
 
 
 def title(run: Run) -> str:
-    """'zoo:resnet20 pruned by aofp to 49.9% of its MACs'."""
+    """Return the title of a run: 'zoo:resnet20 pruned by aofp to 49.9% of its MACs'."""
     spec = None if run.card.source is None else run.card.source.spec
     networks = run.networks
     before, after = networks[0][1].macs, networks[-1][1].macs
@@ -113,7 +113,7 @@ def title(run: Run) -> str:
 
 
 def _source(name: str) -> Markup:
-    """A file of ours, as it is."""
+    """Return one of our own files without escaping it."""
     return Markup(files("secateurs.report.page").joinpath("templates", name).read_text(encoding="utf-8"))
 
 

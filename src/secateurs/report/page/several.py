@@ -1,4 +1,4 @@
-"""Several runs beside each other: a sortable table, and what accuracy costs."""
+"""Compare several runs: a sortable table, and plots of accuracy against cost."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from secateurs.report.page.svg import Axis, Curve, Mark, chart, symbol
 
 @dataclass(frozen=True)
 class Frontier:
-    """A cost and what was measured: the runs, and the best at each cost of those that begin with one network and data."""
+    """A plot of the measure against a cost: all runs, and the best runs at each cost that share an original."""
 
     title: str
     drawn: Markup
 
 
 def table(runs: Sequence[Run]) -> dict[str, Any]:
-    """The heads and rows of the table. number: whether a column is one of numbers. What the runs were asked for is shown where
-    it differs: the seed, the network, the data, and whatever else is on their cards. The time is the fraction of the original's
-    that was measured under a budget of time; speed-ups are those of `secateurs bench`."""
+    """Return the headings and rows of the table. Each heading says whether its column holds numbers. Settings are shown if they
+    differ between runs: the seed, the network, the data, and everything else on their cards. The time is the fraction of the
+    original's time that was measured under a latency budget. Speed-ups come from `secateurs bench`."""
     measure, key = common_measure(runs), _key(runs)
     looks = appearance(legend(runs))
     differing = _differing(runs)
@@ -55,7 +55,7 @@ def table(runs: Sequence[Run]) -> dict[str, Any]:
             ),
         ]
         if measure is not None:
-            calibrated = dict(run.networks).get("calibrated")  # not of a run that was not
+            calibrated = dict(run.networks).get("calibrated")  # None if the run did not calibrate
             values = [None if f is None else measure.of(f) for f in (before, card.cut, calibrated, after)]
             cells += [Cell(measure.text(value), value) for value in values]
         if timed:
@@ -71,7 +71,7 @@ def table(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _differing(runs: Sequence[Run]) -> list[Column]:
-    """What tells the runs apart beside their methods."""
+    """Return the columns, besides the method, that differ between the runs."""
     begun = originals(runs)
     columns = [
         column("seed", [run.card.seed for run in runs]),
@@ -83,19 +83,19 @@ def _differing(runs: Sequence[Run]) -> list[Column]:
 
 
 def legend(runs: Sequence[Run]) -> list[str]:
-    """For each run its method and, where they differ, its network and data."""
+    """Return each run's method and, if they differ, its network and data."""
     names = originals(runs)
     several = len(set(names)) > 1
     return [f"{run.methods}, {name}" if several else run.methods for run, name in zip(runs, names, strict=True)]
 
 
 def appearance(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """What a legend names → its color and shape, which tell it apart without color, too."""
+    """Map each name in a legend to a color and a shape. The shape distinguishes it without color, too."""
     return {name: (i % 6, (i + i // 6) % 5) for i, name in enumerate(dict.fromkeys(names))}
 
 
 def frontiers(runs: Sequence[Run]) -> list[Frontier]:
-    """What was measured against the MACs, the parameters, and the time where that is known of two runs or more."""
+    """Plot the measure against the MACs, the parameters and the time. A plot needs at least two runs with known values."""
     measure, key = common_measure(runs), _key(runs)
     if measure is None:
         return []
@@ -149,7 +149,7 @@ def _frontier(
 
 
 def _best(marks: Sequence[Mark], higher: bool) -> list[Mark]:
-    """Those that no other is as cheap as and better than, from the cheapest on."""
+    """Return the marks for which no other mark is better at the same or a lower cost, cheapest first."""
     found: list[Mark] = []
     for mark in sorted(marks, key=lambda m: (m.x, -m.y if higher else m.y)):
         if not found or (mark.y > found[-1].y if higher else mark.y < found[-1].y):
@@ -162,7 +162,7 @@ def common_measure(runs: Sequence[Run]) -> Measure | None:
 
 
 def _key(runs: Sequence[Run]) -> tuple[str, int | None] | None:
-    """The runtime and batch size that most runs were measured with; None if none was."""
+    """Return the runtime and batch size that most runs were measured with; None if none were measured."""
     found = Counter((str(row.target), row.batch) for run in runs if run.timings for row in run.timings.rows)
     return found.most_common(1)[0][0] if found else None
 
@@ -173,6 +173,6 @@ def _timing(run: Run, key: tuple[str, int | None]) -> Timing | None:
 
 
 def _time(run: Run, key: tuple[str, int | None], machine: str, first: bool) -> float | None:
-    """On that machine: times of another cannot be compared with it."""
+    """Return a run's time on this machine. Times on other machines cannot be compared with it."""
     row = _timing(run, key)
     return None if row is None or row.machine != machine else (row.original if first else row.pruned).median

@@ -1,4 +1,4 @@
-"""Charts as SVG: axes, curves and points. Colors and fonts come from the page's style sheet, by class."""
+"""Draw charts as SVG: axes, curves and points. Colors and fonts come from the page's style sheet, by class."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of its own. shape: the number of a form that tells it from others without color. text: what it stands for.
-    spread: how far a bar reaches above and below it."""
+    """A single point. shape: the number of a shape that distinguishes it without color. text: its description.
+    spread: how far an error bar reaches above and below it."""
 
     x: float
     y: float
@@ -43,8 +43,8 @@ class Mark:
 
 @dataclass(frozen=True)
 class Axis:
-    """label; form: how a tick is written; span: what the axis has to reach; zero: whether it begins at zero; whole: whether its
-    ticks are whole numbers."""
+    """An axis. form: formats a tick. span: values that the axis must include. zero: whether it begins at zero. whole: whether
+    its ticks are whole numbers."""
 
     label: str
     form: Callable[[float], str] = lambda value: f"{value:g}"
@@ -55,7 +55,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to positions."""
+    """Maps values to positions."""
 
     low: float
     high: float
@@ -67,7 +67,7 @@ class Scale:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from low to high, `most` at most."""
+    """Return round numbers from low to high, in at most `most` steps."""
     if not high > low:
         return [low]
     raw = (high - low) / most
@@ -88,8 +88,8 @@ def chart(
     title: str = "",
     cursor: bool = False,
 ) -> Markup:
-    """A chart of curves and marks. levels: horizontal dotted lines; rules: vertical ones that begin a labeled part. cursor: a
-    vertical line that the page's script moves; `data-…` attributes of the chart say where."""
+    """Draw a chart of curves and marks. levels: horizontal dotted lines. rules: vertical lines, each at the start of a labeled
+    part. cursor: add a vertical line that the page's script moves, with the scale in the chart's `data-…` attributes."""
     xs = [p[0] for c in curves for p in c.points] + [m.x for m in marks] + [at for at, _ in rules]
     ends = [end for m in marks for end in (m.y - m.spread, m.y + m.spread)]
     ys = [p[1] for c in curves for p in c.points] + ends + [at for at, _ in levels]
@@ -117,7 +117,7 @@ def chart(
 
 
 def legend(curves: Sequence[Curve], levels: Sequence[tuple[float, str]] = ()) -> Markup:
-    """What the lines of a chart are."""
+    """Draw the legend of a chart's lines."""
     drawn = [*((_line(curve), curve.name) for curve in curves), *(("level", name) for _, name in levels)]
     return tag("ul", *(tag("li", _sample(kind), name) for kind, name in drawn), class_="legend")
 
@@ -128,7 +128,7 @@ def _sample(kind: str) -> Markup:
 
 
 def symbol(color: int, shape: int, hollow: bool = False) -> Markup:
-    """A mark on its own, for a legend or a table."""
+    """Draw a single mark for a legend or a table."""
     return tag(
         "svg", _form(6.0, 6.0, color, shape, hollow), viewBox="0 0 12 12", width=12, height=12, aria_hidden="true"
     )
@@ -186,7 +186,7 @@ def _marked(mark: Mark, across: Scale, up: Scale) -> Markup:
 
 
 def _spread(mark: Mark, x: float, up: Scale) -> Iterator[Markup]:
-    """A bar with a cap at each end."""
+    """Draw an error bar with a cap at each end."""
     if mark.spread:
         low, high = up(mark.y - mark.spread), up(mark.y + mark.spread)
         path = f"M{x - 3:.1f} {low:.1f}h6M{x - 3:.1f} {high:.1f}h6M{x:.1f} {low:.1f}V{high:.1f}"
@@ -194,7 +194,7 @@ def _spread(mark: Mark, x: float, up: Scale) -> Iterator[Markup]:
 
 
 def _form(x: float, y: float, color: int, shape: int, hollow: bool) -> Markup:
-    """A circle, a square, a triangle, a diamond, or a triangle that stands on its tip."""
+    """Draw a circle, a square, a triangle, a diamond, or an inverted triangle."""
     name, r = f"{'ring' if hollow else 'dot'} c{color % COLORS}", 4.2
     corners = (
         None,
@@ -209,7 +209,7 @@ def _form(x: float, y: float, color: int, shape: int, hollow: bool) -> Markup:
 
 
 def cells(dark: Sequence[Sequence[bool]], size: float = 6.0) -> Markup:
-    """A small grid, such as a kernel's: dark where True."""
+    """Draw a small grid, such as a kernel's, that is dark where True."""
     rows, columns = len(dark), max((len(row) for row in dark), default=0)
     parts = [
         tag("rect", x=j * size, y=i * size, width=size, height=size, class_="on" if one else "off")

@@ -1,7 +1,7 @@
-"""The parts of a run's page: one file for each. A panel reads the run, and is None where the run has nothing of it.
+"""The panels of a run's page, one per file. A panel is made from the run. It is None if the run has nothing to show in it.
 
-A method gets a panel by what it notes in its history: `moves`, `gates`, `exemplars` and `layers` say which entries they read,
-and show those of any method.
+A method gets a panel through the entries in its history: `moves`, `gates`, `exemplars` and `layers` document which entries
+they read, and show those of any method.
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ __all__ = ["PANELS", "cards", "panels"]
 
 
 def panels(run: Run) -> list[Panel]:
-    """Those that this run has something for."""
+    """Return the panels that this run has something to show in."""
     return [found for panel in PANELS if (found := panel(run)) is not None]

@@ -1,4 +1,4 @@
-"""The verified error, and what it means."""
+"""The verified error and what it means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from secateurs.report.figures import error
 from secateurs.report.page.panel import Panel
 from secateurs.report.page.run import Run
 
-TOLERANCE = 1e-5  # of `secateurs.verify`
+TOLERANCE = 1e-5  # the default of `secateurs.verify`
 LOW, HIGH = -10.0, -2.0  # powers of ten
 
 
@@ -26,12 +26,12 @@ def panel(run: Run) -> Panel:
 
 
 def short(value: float | None) -> str:
-    """'1.3e-07'; '0' where the outputs are equal bit for bit."""
+    """Format the error: '1.3e-07', or '0' if the outputs are bitwise equal."""
     return "0" if value == 0 else error(value)
 
 
 def _picture(value: float) -> Markup:
-    """The error on a logarithmic line, with the tolerance."""
+    """Draw the error on a logarithmic line, with the tolerance."""
 
     def at(number: float) -> float:
         power = min(HIGH, max(LOW, math.log10(number) if number > 0 else LOW))

@@ -1,4 +1,4 @@
-"""Which filters stand for which: of a method that chooses exemplars, such as EPruner.
+"""The filters that each exemplar represents, for a method that chooses exemplars, such as EPruner.
 
 Its history has an event `exemplars` with `groups`: for each group, the index of the exemplar that represents each channel.
 """
@@ -39,7 +39,7 @@ def panel(run: Run) -> Panel | None:
 
 
 def _clusters(by: list[int]) -> list[dict[str, Any]]:
-    """The exemplars, and how many filters each of them represents beside itself: those of the largest clusters first."""
+    """Return the exemplars, largest cluster first, and how many filters each of them represents besides itself."""
     members: dict[int, list[int]] = {k: [] for k in sorted(set(by))}
     for i, k in enumerate(by):
         if i != k:

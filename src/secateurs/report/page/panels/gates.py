@@ -1,7 +1,8 @@
-"""Histograms of gates, over time and of each group in the end: of a method that learns gates, such as NPN.
+"""Histograms of gates over time, and of each group at the end, for a method that learns gates, such as NPN.
 
-Its history has events `open` (step, `macs` or `params`: {open, decided, target}, and `histogram`: how many gates are in each of
-equal bins between 0 and 1), and an event `gates` in the end (`histograms`: the same by group; closed, of, undecided, disagree).
+Its history has events `open` (step, `macs` or `params`: {open, decided, target}, and `histogram`: the number of gates in each
+of several equal bins between 0 and 1). At the end it has an event `gates` (`histograms`: a histogram per group; closed, of,
+undecided, disagree).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _curves(lines: list[OpenGates]) -> list[Curve]:
 
 
 def _times(lines: list[OpenGates]) -> dict[str, Any]:
-    """The histogram of all gates at each step on record; the last one is drawn, the page's script draws the others."""
+    """Return the histogram of all gates at each recorded step. The last one is drawn; the page's script draws the others."""
     every = [line.histogram or [] for line in lines]
     most = max(max(bins) for bins in every) or 1
     return {
@@ -99,7 +100,7 @@ def _times(lines: list[OpenGates]) -> dict[str, Any]:
 
 
 def _strip(bins: list[int]) -> list[dict[str, Any]]:
-    """A group's histogram as a strip of cells: the more gates, the darker; the square root, so that few are seen, too."""
+    """Return a group's histogram as cells. Shades follow the square root of the counts, so that a few gates are visible."""
     most = max(bins) or 1
     edges = [f"{i / len(bins):.2f} to {(i + 1) / len(bins):.2f}" for i in range(len(bins))]
     return [

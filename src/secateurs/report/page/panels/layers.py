@@ -1,6 +1,6 @@
-"""The scores of layers, and the nodes that recovery mimics: of a method that ranks layers, such as one-step pruning.
+"""The scores of layers and the nodes that recovery mimics, for a method that ranks layers, such as one-step pruning.
 
-Its history has an event `crucial` with `scores` (layer → score), `layers` (those that are crucial), `released` (those of them
+Its history has an event `crucial` with `scores` (layer → score), `layers` (the crucial layers), `released` (the crucial layers
 that had to be cut for the budget) and `nodes` (the modules that recovery mimics).
 """
 
@@ -29,7 +29,7 @@ def panel(run: Run) -> Panel | None:
         return None
     known = [abs(value) for value in scores.values()]
     most = max(known) or 1.0
-    # Differences may be far smaller than the scores: then bars begin near the smallest.
+    # If the differences are far smaller than the scores, the bars begin near the smallest score.
     start = 0.0 if min(known) < 0.9 * most else min(known) - 0.1 * (most - min(known))
     kept = [name for name in event.layers if name not in event.released]
     rows = [

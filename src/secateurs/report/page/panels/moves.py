@@ -1,7 +1,7 @@
-"""The widths over time, move by move: of a method that prunes step by step, such as AOFP.
+"""The widths over time, move by move, for a method that prunes step by step, such as AOFP.
 
 Its history has an event `search` (groups, sizes, macs, params), an event `move` or `forced` for each cut (step, widths, macs,
-params; group, count and damage where it concerns one group), and an event `end` (step, widths, macs, params, reason).
+params; also group, count and damage if it concerns one group), and an event `end` (step, widths, macs, params, reason).
 """
 
 from __future__ import annotations

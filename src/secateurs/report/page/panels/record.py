@@ -1,4 +1,4 @@
-"""What is on record about a run: how it was made, with which settings, from what; and how to repeat it."""
+"""The record of a run: how it was made, with which settings and from what, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateurs.report.page.panel import Panel
 from secateurs.report.page.run import Run
 from secateurs.report.tables import signature, timed
 
-MAIN = ("epochs", "steps", "images", "lr", "share", "nodes")  # settings of recovery that are shown at once
+MAIN = ("epochs", "steps", "images", "lr", "share", "nodes")  # settings of recovery that are always shown
 
 
 def panel(run: Run) -> Panel:
@@ -23,7 +23,7 @@ def panel(run: Run) -> Panel:
 
 
 def steps(card: Card) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The recipes of recovery: what they are called, and their settings."""
+    """Yield the names and settings of the recovery recipes."""
     recover = card.recover
     for step in recover if isinstance(recover, list) else [recover]:
         if isinstance(step, Mapping):
@@ -65,13 +65,13 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def settings(name: str, given: Mapping[str, Any], after: str = ": ") -> str:
-    """'npn: epochs 2, open 2': without those that are not set."""
+    """Format settings, without those that are not set: 'npn: epochs 2, open 2'."""
     shown = ", ".join(f"{key} {as_text(value)}" for key, value in given.items() if value not in (None, [], {}, ""))
     return after.join(part for part in (name, shown) if part)
 
 
 def as_text(value: Any) -> str:
-    """A setting as a reader has it."""
+    """Format a setting for a reader."""
     if isinstance(value, list | tuple):
         return " ".join(map(as_text, value))
     if isinstance(value, Mapping):

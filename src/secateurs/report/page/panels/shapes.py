@@ -1,4 +1,4 @@
-"""The shapes of filters that lost stripes (PFF, fig. 6 and 9): the most frequent ones, and how often each position is kept."""
+"""The shapes of filters that lost stripes (PFF, figs. 6 and 9): the most frequent, and how often each position is kept."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from secateurs.report.page.run import Run
 from secateurs.report.page.svg import cells
 from secateurs.report.shapes import frequencies, masks
 
-MOST = 8  # shapes of a layer that are shown
-LARGEST = 11  # rows or columns of a kernel that is drawn
+MOST = 8  # maximum number of shapes shown per layer
+LARGEST = 11  # maximum rows or columns of a kernel that is drawn
 
 
 def panel(run: Run) -> Panel | None:

@@ -1,4 +1,4 @@
-"""The measured times: of the original and the pruned network, in each runtime; and what a budget of time allowed."""
+"""The measured times of the original and the pruned network in each runtime, and what a latency budget allowed."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def panel(run: Run) -> Panel | None:
 
 
 def runtime(limit: Latency) -> str:
-    """Where the time was measured that a budget limits."""
+    """Return the runtime in which the budget's time was measured."""
     return str(limit.target.get("runtime", "its target"))
 
 
 def milliseconds(seconds: float) -> str:
-    """'0.51 ms', '24.1 ms', '1,203 ms'."""
+    """Format seconds as milliseconds: '0.51 ms', '24.1 ms', '1,203 ms'."""
     ms = 1000 * seconds
     return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"

@@ -1,4 +1,4 @@
-"""The cost of each network on the way, and what was measured of it; and the cards at the top of a run."""
+"""The cost and measurements of each network, from the original to the pruned one, and the cards at the top of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from secateurs.report.tables import columns
 
 @dataclass(frozen=True)
 class Card:
-    """A figure at the top. share: from 0 to 1, drawn as a bar. tone: "good", "bad" or ""."""
+    """A figure at the top of a page. share: from 0 to 1, drawn as a bar. tone: "good", "bad" or ""."""
 
     label: str
     value: str
@@ -27,7 +27,7 @@ class Card:
 
 
 def cards(run: Run) -> list[Card]:
-    """MACs, parameters, the main measure, the speed, the verified error."""
+    """Return cards for MACs, parameters, the main measure, the speed and the verified error."""
     networks = run.networks
     first, last = networks[0][1], networks[-1][1]
     found = [

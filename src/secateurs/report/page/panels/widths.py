@@ -6,7 +6,7 @@ from secateurs.report.figures import share
 from secateurs.report.page.panel import Panel
 from secateurs.report.page.run import Run
 
-FOLDED = 60  # more layers than this are folded away
+FOLDED = 60  # with more layers than this, they are collapsed
 
 
 def panel(run: Run) -> Panel | None:
