@@ -31,7 +31,8 @@ def test_help_does_not_wait_for_torch():
 
 
 def test_methods_do_not_wait_for_the_compiler():
-    code = "import torch, sys; before = 'torch._dynamo' in sys.modules; import secateurs.methods; "
+    code = "import torch, sys; before = 'torch._dynamo' in sys.modules; import secateurs as sc; sc.methods(); "
+    code += "sc.prune(sc.build('zoo:resnet20'), torch.randn(1, 3, 32, 32), 'l2', sc.Budget(macs=0.5)); "
     code += "assert before or 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

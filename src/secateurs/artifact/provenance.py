@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.artifact import Source
 from secateurs.devices import memory
 from secateurs.errors import ArtifactError, PlanError, SecateursError, Setting
 from secateurs.files import brief, shown
+from secateurs.graph.dispatch import DispatchMode
 from secateurs.plans import Plan
 from secateurs.surgery import apply
 from secateurs.widening.grow import resized
@@ -136,7 +136,7 @@ def _loads(option: str, value: Any) -> bool:
     return path or option in _REPLACES or not _LOADS.isdisjoint(option.lower().split("_"))
 
 
-class _Memory(TorchDispatchMode):
+class _Memory(DispatchMode):
     """Raises before a tensor larger than this machine's memory is created."""
 
     def __init__(self) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateurs.graph.dispatch import DispatchMode
 from secateurs.graph.leaves import tensors
 
 
-class _Live(TorchDispatchMode):
+class _Live(DispatchMode):
     """Counts the bytes of the storages that ops allocate, as long as they are alive."""
 
     def __init__(self, held: set[int]) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
+from torch.utils._python_dispatch import _pop_mode_temporarily
 
 from secateurs.graph import attributes, rules, shapes
 from secateurs.graph.context import Context
+from secateurs.graph.dispatch import DispatchMode
 from secateurs.graph.families import draws, sized_by_values
 from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.recorder import Recorder, written
@@ -29,12 +30,12 @@ def _unusual(op: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in op.tags or torch.Tag.dynamic_output_shape in op.tags
 
 
-class Tracer(Context, TorchDispatchMode):
+class Tracer(Context, DispatchMode):
     """The dispatch mode: after each op, its rule determines the labels of the output."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         Context.__init__(self, *args, **kwargs)
-        TorchDispatchMode.__init__(self)
+        DispatchMode.__init__(self)
         self.recorder: Recorder | None = None  # while the flow is recorded
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateurs.graph.dispatch import DispatchMode
 
 aten = torch.ops.aten
 _SUMMED = {  # the positions of a product's two factors among its arguments, and the axis of each that it sums over
@@ -18,7 +19,7 @@ _SUMMED = {  # the positions of a product's two factors among its arguments, and
 _TRANSPOSED, _GROUPS = 6, 8  # arguments of a convolution
 
 
-class Reordered(TorchDispatchMode):
+class Reordered(DispatchMode):
     """Context in which convolutions and matrix products sum over their channels in a random order, so that only rounding
     differs."""
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.devices import full_precision
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.counter import formulas
+from secateurs.graph.dispatch import DispatchMode
 from secateurs.graph.families import argument, draws
 from secateurs.graph.frames import caller
 from secateurs.graph.inputs import call, map_tensors, to_model_device
@@ -119,7 +119,7 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(DispatchMode):
     """Sees every op of a run."""
 
     def __init__(self, own: Storages, foreign: Storages, leader: Run | None, witness: bool, double: bool) -> None:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.data.structure import part
 from secateurs.graph.channels import named_tensors
+from secateurs.graph.dispatch import DispatchMode
 from secateurs.graph.inputs import tensors
 from secateurs.recovery.reconstruct.layers import LINEAR, Geometry
 
@@ -55,7 +55,7 @@ class Chunk(NamedTuple):
         return Chunk(part(self.inputs, slice(start, stop), self.images), stop - start)
 
 
-class Watch(TorchDispatchMode):
+class Watch(DispatchMode):
     """A dispatch mode that names every op. Subclasses override `op`.
 
     names: of the original's parameters and buffers, by the names of the model's.
