@@ -170,6 +170,7 @@ RUNS: dict[str, dict[str, Any]] = {
                        label_smoothing=0.1, weight_decay=1e-4),
         ],
     },
+    "labels alone": {"budget": sc.Budget(macs=0.5), "recover": sc.Recover(epochs=2, share=0, temperature=2)},
     "task": {"budget": sc.Budget(macs=0.5), "task": "segmentation"},
     "time": {"budget": sc.Budget(latency=0.6, params=0.9, target=sc.Target("torch-cpu", threads=2))},
     "milliseconds": {"budget": sc.Budget(ms=1.5, align=1, target="torch-cpu")},
@@ -250,7 +251,7 @@ def test_what_others_see_of_a_data_spec(spec, shown):
         "image_size": None,
         "method": {"name": "l1"},
     }
-    record |= {"budget": {"macs": 0.5}, "scope": None, "recover": None, "seed": 0}
+    record |= {"budget": {"macs": 0.5}, "scope": None, "calibrate": True, "recover": None, "seed": 0}
     if shown is None:  # no spec
         assert shareable(record) is None
         return

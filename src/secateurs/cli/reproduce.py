@@ -62,7 +62,7 @@ def _parts(settings: words.Settings) -> words.Words:
     yield from words.given(settings, "scope", "rounds", "schedule")
     yield from words.limits(settings.get("limits") or {})
     yield from words.given(settings, "allow_inexact")
-    if not settings.get("calibrate", False):
+    if not settings["calibrate"]:
         yield ["--no-calibrate"]
     yield from _recovery(settings["recover"])
     yield from words.given(settings.get("pretrain") or {}, "pretrain_epochs", "pretrain_lr")

@@ -26,7 +26,6 @@ from secateurs.methods.method import Scope
 from secateurs.methods.rounds import ONE_ROUND, Rounds
 from secateurs.models import load
 from secateurs.plans import PrunableGraph, trace
-from secateurs.recovery import Recover
 from secateurs.report import count
 from secateurs.report.curves import can_plot
 from secateurs.result import Result, described
@@ -125,7 +124,7 @@ class Cut:
             "scope": self.scope or self.method.default_scope,
             **({"limits": self.limits.record()} if self.limits else {}),
             "allow_inexact": self.allow_inexact,
-            **({"calibrate": True} if self.calibrate else {}),  # not in records of earlier versions
+            "calibrate": self.calibrate,
             "recover": recorded(self.recover),
             "pretrain": None if self.network.has_weights else self.pretrain.record(),
             "seed": self.seed,
@@ -331,10 +330,5 @@ class Cut:
 
 def recorded(recipes: Sequence[Phase]) -> Any:
     """Recovery recipes as they are recorded: None, one, or a list."""
-    found = [{"mode": recipe.mode, **recipe.model_dump(mode="json", exclude=_unused(recipe))} for recipe in recipes]
+    found = [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for recipe in recipes]
     return found if len(found) > 1 else found[0] if found else None
-
-
-def _unused(recipe: Phase) -> set[str]:
-    """Settings that are not recorded: those of teaching if there is no teacher, as in earlier versions."""
-    return {"share", "temperature"} if isinstance(recipe, Recover) and recipe.share == 0 else set()
