@@ -118,7 +118,7 @@ class Cut:
             "num_classes": self.network.num_classes,
             **self.data.settings(),
             **self.purpose.record(),
-            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
+            "method": self.method.record(),
             "budget": None if self.budget is None else self.budget.record(),
             **self.rounds.record(),
             "scope": self.scope or self.method.default_scope,
@@ -330,5 +330,5 @@ class Cut:
 
 def recorded(recipes: Sequence[Phase]) -> Any:
     """Recovery recipes as they are recorded: None, one, or a list."""
-    found = [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for recipe in recipes]
+    found = [recipe.record() for recipe in recipes]
     return found if len(found) > 1 else found[0] if found else None

@@ -201,7 +201,7 @@ class _Stages:
             "num_classes": self.network.num_classes,
             **self.data.settings(),
             **self.purpose.record(),
-            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
+            "method": self.method.record(),
             "widen": self.widen,
             "macs": self.macs,
             "align": self.align,

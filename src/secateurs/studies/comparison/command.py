@@ -68,7 +68,7 @@ def recovery(recorded: Any) -> str | None:
 def _said(recorded: Sequence[Mapping[str, Any]]) -> str:
     """The same. Raises ValueError for recipes that text does not say, such as names with spaces."""
     text = recovery(recorded) or ""
-    again = [{"mode": phase.mode, **phase.model_dump(mode="json")} for phase in recoveries(text)]
+    again = [phase.record() for phase in recoveries(text)]
     ours, theirs = (
         [{k: v for k, v in phase.items() if k != "epochs"} for phase in phases] for phases in (again, recorded)
     )
