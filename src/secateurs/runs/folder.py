@@ -6,15 +6,15 @@ import contextlib
 import json
 import os
 import re
-import reprlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, StrictBool
 
 from secateurs import artifact
+from secateurs.changes import differences
 from secateurs.errors import ArtifactError, ConfigError, Message, Setting
 from secateurs.files import dump_json, read_json, shown, staged, write_whole
 from secateurs.latency import notes
@@ -271,26 +271,3 @@ def unwritten(file: Path, error: OSError) -> ArtifactError:
         f"{shown(file)} could not be written: {error.strerror or error}.",
         hint=("Make room and run the same again with ", RESUME, ": it resumes from what is there."),
     )
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """What to call each setting that is not what it was, and its two values."""
-    keys = (
-        ["name"] if then.get("name") != now.get("name") else dict.fromkeys([*then, *now])
-    )  # another method altogether
-    for key in keys:
-        a, b = then.get(key), now.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from differences(a, b, f"{within}{key}.")
-        elif a != b:
-            yield f"{within}{key} ({_brief(a)} then, {_brief(b)} now)"
-
-
-def _brief(value: Any) -> str:
-    """A value, shortened for a message."""
-    if value is None or isinstance(value, Mapping):
-        return "none" if value is None else "given"
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    text = repr(value) if isinstance(value, str | int) else reprlib.repr(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"

@@ -17,9 +17,10 @@ from typing import Any
 from pydantic import BaseModel, Field, StrictInt, StrictStr, model_validator
 
 from secateurs.artifact import Figures
+from secateurs.changes import differences
 from secateurs.errors import ConfigError, Message
 from secateurs.files import check_format, check_writable, dump_json, read_json, shown
-from secateurs.runs.folder import FOLDER, OVERWRITE, RESUME, differences, write
+from secateurs.runs.folder import FOLDER, OVERWRITE, RESUME, write
 from secateurs.studies.comparison.contestants import Cell, budget_text
 from secateurs.studies.comparison.outcomes import NOT_RUN, Outcome
 from secateurs.studies.comparison.result import Comparison

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from secateurs.changes import differences
 from secateurs.errors import ArtifactError, ConfigError, Message, Setting
 from secateurs.files import check_writable, read_json, shown, staged
 from secateurs.report.curves import can_plot
-from secateurs.runs.folder import differences
 from secateurs.studies.sensitivity.result import BYTES, Group, Sensitivity
 from secateurs.training.processes import first
 
