@@ -280,7 +280,7 @@ def test_a_file_puts_no_code_into_the_command(images, tmp_path, monkeypatch):
 
 
 def test_a_budget_of_time_as_options():
-    target = {"runtime": "torch-cpu", "mode": "eager", "threads": 2}
+    target = {"runtime": "torch-cpu", "threads": 2}
     record = {"macs": 0.5, "params": None, "align": 8, "latency": 0.6, "target": target}
     assert [" ".join(words) for words in _budget(record)] == [
         "--macs 0.5", "--latency 0.6", "--align 8", "--target torch-cpu", "--target-set threads=2",

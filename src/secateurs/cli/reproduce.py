@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +80,13 @@ def _method(method: words.Settings) -> words.Words:
 
 
 def _budget(budget: words.Settings) -> words.Words:
-    from secateurs.deploy import Target
-
     yield from words.given(budget, *(name for name in budget if name not in ("align", "target")))
     timed = any(budget.get(name) is not None for name in ("latency", "ms"))
     if (align := budget.get("align")) not in (None, "auto" if timed else 1):
         yield ["--align", str(align)]
     if target := budget.get("target"):
-        usual = {f.name: f.default for f in fields(Target)}
         yield ["--target", target["runtime"]]
-        yield from (["--target-set", f"{k}={word(v)}"] for k, v in target.items() if k != "runtime" and v != usual[k])
+        yield from (["--target-set", f"{k}={word(v)}"] for k, v in target.items() if k != "runtime")
 
 
 def _recovery(recorded: Any) -> words.Words:
