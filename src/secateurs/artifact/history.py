@@ -21,7 +21,7 @@ class Epoch(Open):
     """An epoch of training: the method's, or of recovery."""
 
     epoch: AtLeastOne  # counted from 1
-    phase: Line | None = None  # the method's name while it prunes, then the mode of recovery; not on earlier cards
+    phase: Line | None = None  # the method's name while it prunes, then the mode of recovery
     step: Count | None = None  # in all, at its end
     lr: Number | None = None
     share: Number | None = None  # of the original's class probabilities in the loss, where it taught

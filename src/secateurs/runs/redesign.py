@@ -358,7 +358,7 @@ class _Stages:
             fresh, ready.data, recipe, seed=self.seed, device=ready.where, folder=own, save_seconds=60, title="scratch",
             checkpoints=CheckpointStore(own / "checkpoints"), track=self.track, objective=ready.objective,
         ).fit(resume=resume)  # fmt: skip
-        return fresh, history
+        return fresh, [{**line, "phase": "scratch"} for line in history]
 
     def _trained(self, network: nn.Module, phase: str, name: str, ready: Ready, resume: bool) -> nn.Module:
         file, recipe = self.folder.folder / name, self.train.recipe(ready.data)
