@@ -18,9 +18,10 @@ def command(folder: Path) -> str | None:
     can say: functions, data or a network of the user's own."""
     from secateurs.files import read_json
     from secateurs.runs.folder import State
+    from secateurs.runs.names import RUN
 
     try:
-        return spelled(read_json(folder / "run.json", State).settings)
+        return spelled(read_json(folder / RUN, State).settings)
     except SecateursError:  # another version's, or damaged
         return None
 

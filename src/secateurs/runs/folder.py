@@ -18,6 +18,7 @@ from secateurs.changes import differences
 from secateurs.errors import ArtifactError, ConfigError, Message, Setting
 from secateurs.files import dump_json, read_json, shown, staged, write_whole
 from secateurs.latency import notes
+from secateurs.runs.names import RUN
 from secateurs.training import CheckpointStore
 from secateurs.training.resume import LOG
 
@@ -54,7 +55,7 @@ class RunFolder:
         """files: other files that it writes; the first holds weights, which are only trained if none are given. artifacts: the
         folders of its artifacts, within its own."""
         self.folder, self._phases = folder, tuple(phases)
-        self.file = folder / "run.json"
+        self.file = folder / RUN
         self.files = tuple(folder / name for name in files)
         self.pretrained = self.files[0]
         self._artifacts = tuple(folder / name for name in artifacts)

@@ -13,12 +13,12 @@ from secateurs.files import shown
 from secateurs.report import page
 from secateurs.report.page.run import Run, names
 from secateurs.result import Result
+from secateurs.runs.names import COMPARISON, RUN, SENSITIVITY
 
 Given = str | os.PathLike[str] | Result
-COMPARISON = "comparison.json"
 OTHERS = {  # what else may be in a folder, by its file
-    "run.json": Message("The run is not finished: ", Setting("resume", True), " continues it."),
-    "sensitivity.json": Message("It is a sensitivity study, whose picture is sensitivity.png."),
+    RUN: Message("The run is not finished: ", Setting("resume", True), " continues it."),
+    SENSITIVITY: Message("It is a sensitivity study, whose picture is sensitivity.png."),
 }
 
 
