@@ -14,8 +14,8 @@ import torch
 
 import secateurs as sc
 from secateurs.artifact import digest
-from secateurs.cli.reproduce import _budget, command, shareable
 from secateurs.runs import PruneRun
+from secateurs.runs.command import _budget, command, shareable
 
 NET = "zoo:small_cnn"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from secateurs.report import count
 from secateurs.report.curves import can_plot
 from secateurs.result import Result, described
 from secateurs.runs import stages
+from secateurs.runs.command import shareable
 from secateurs.runs.folder import FOLDER, OVERWRITE, PICTURE, RESUME, RunFolder
 from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import RunResult
@@ -41,8 +42,6 @@ from secateurs.training import Objective, Phase, Recipe
 from secateurs.training.processes import check as check_processes
 from secateurs.training.processes import first
 from secateurs.training.runtime import check_trackers, wait_for_everyone, written
-
-Command = Callable[[Mapping[str, Any]], str | None]  # settings of a run → the command that makes it, if one does
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -84,7 +83,7 @@ class Cut:
     device: str | torch.device | None
     track: Sequence[Any]
     log: Callable[[str], None]
-    command: Command
+    by_command: bool  # README.md then has the command
     rounds: Rounds = ONE_ROUND
     later: Sequence[Stage] = ()  # that prune its result
     ahead: Sequence[RunFolder] = ()  # the folders of these, if none of them has begun
@@ -270,7 +269,7 @@ class Cut:
             },
         )
         if first():
-            describe = partial(described, command=self.command(record))
+            describe = partial(described, command=shareable(record) if self.by_command else None)
             artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True, describe=describe)
             self._draw(network, done.model, ready.data)
             self.folder.finish(record)

@@ -6,20 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from secateurs.cli.recipes import RecoverOptions
+from secateurs.artifact import on_hub
+from secateurs.data.spec import shareable as without_path
 from secateurs.errors import SecateursError
+from secateurs.files import read_json
 from secateurs.grammar import word
-from secateurs.recovery.text import as_text as phases_as_text
+from secateurs.methods.registry import registered
+from secateurs.recovery.text import as_text, read
 from secateurs.runs import words
+from secateurs.runs.folder import State
+from secateurs.runs.names import RUN
+from secateurs.zoo import FAMILIES
 
 
 def command(folder: Path) -> str | None:
     """The `secateurs prune` command of a run; None if the folder has no record of one, or its settings are such as no command
     can say: functions, data or a network of the user's own."""
-    from secateurs.files import read_json
-    from secateurs.runs.folder import State
-    from secateurs.runs.names import RUN
-
     try:
         return spelled(read_json(folder / RUN, State).settings)
     except SecateursError:  # another version's, or damaged
@@ -28,10 +30,6 @@ def command(folder: Path) -> str | None:
 
 def shareable(settings: words.Settings) -> str | None:
     """The same from its settings, for others: without paths of this machine."""
-    from secateurs.artifact import on_hub
-    from secateurs.data.spec import shareable as without_path
-    from secateurs.zoo import FAMILIES
-
     model, data = str(settings.get("model")), settings.get("data")
     if model.partition(":")[0] not in FAMILIES and not on_hub(model):  # the folder of an artifact
         model = f"PATH/{Path(model).name}"
@@ -71,8 +69,6 @@ def _parts(settings: words.Settings) -> words.Words:
 
 
 def _method(method: words.Settings) -> words.Words:
-    from secateurs.methods.registry import registered
-
     yield ["--method", method["name"]]
     made = registered(method["name"])  # a name in a file is not followed
     usual = {} if made is None else made().model_dump(mode="json")
@@ -92,9 +88,9 @@ def _budget(budget: words.Settings) -> words.Words:
 
 def _recovery(recorded: Any) -> words.Words:
     """The phases as text. Raises ValueError if no text makes them."""
-    from secateurs.runs.cut import recorded as as_recorded
-
-    text = phases_as_text(recorded if isinstance(recorded, list) else [recorded] if recorded else [])
-    if json.loads(json.dumps(as_recorded(RecoverOptions(recover=text).recipes()))) != json.loads(json.dumps(recorded)):
+    phases = recorded if isinstance(recorded, list) else [recorded] if recorded else []
+    text = as_text(phases)
+    again = [kind(**settings).record() for kind, settings in read(text)]
+    if json.loads(json.dumps(again)) != json.loads(json.dumps(phases)):
         raise ValueError("no text makes this recovery")
     yield ["--recover", text]
