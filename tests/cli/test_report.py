@@ -288,6 +288,21 @@ def test_a_budget_of_time_as_options():
     assert list(_budget({"ms": 3.0, "align": "auto"})) == [["--ms", "3"]]
 
 
+class Mine(sc.L1):
+    """A method of the user's own."""
+
+
+def test_what_is_in_python_only_is_in_no_command(images, tmp_path):
+    def of(data: Any = f"folder:{images}", method: Any = "l1") -> str | None:
+        record = record_of(PruneRun(NET, data, tmp_path, method=method, budget=sc.Budget(macs=0.5)))
+        (tmp_path / "run.json").write_text(json.dumps({"finished": True, "settings": record}))
+        return command(tmp_path)
+
+    assert of(method=Mine()) is None
+    assert of(data=sc.Data([(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))])) is None
+    assert "--method python:tests.cli.test_report:Mine" in str(of(method="python:tests.cli.test_report:Mine"))
+
+
 def test_a_run_that_no_command_makes_has_none(tmp_path):
     for settings in ({}, {"command": "redesign"}, {"model": "x"}, {"method": {"name": "nobody's"}}):
         (tmp_path / "run.json").write_text(json.dumps({"finished": True, "settings": settings}))

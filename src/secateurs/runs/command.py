@@ -11,7 +11,7 @@ from secateurs.data.spec import shareable as without_path
 from secateurs.errors import SecateursError
 from secateurs.files import read_json
 from secateurs.grammar import word
-from secateurs.methods.registry import registered
+from secateurs.methods.registry import MODULE, methods, registered
 from secateurs.recovery.text import as_text, read
 from secateurs.runs import words
 from secateurs.runs.folder import State
@@ -69,8 +69,11 @@ def _parts(settings: words.Settings) -> words.Words:
 
 
 def _method(method: words.Settings) -> words.Words:
-    yield ["--method", method["name"]]
-    made = registered(method["name"])  # a name in a file is not followed
+    name = method["name"]
+    if name not in methods() and not name.startswith(MODULE):
+        raise ValueError("the method is a class that only Python has")
+    yield ["--method", name]
+    made = registered(name)  # a name in a file is not followed
     usual = {} if made is None else made().model_dump(mode="json")
     changed = {k: v for k, v in method.items() if k != "name" and usual.get(k) != v}
     yield from (["--set", f"{k}={word(v)}"] for k, v in changed.items())
