@@ -14,10 +14,10 @@ import secateurs as sc
 from secateurs import grammar
 from secateurs.cli.methods import configured
 from secateurs.cli.recipes import RecoverOptions
-from secateurs.cli.reproduce import _recovery
 from secateurs.grammar import Term, terms
 from secateurs.methods import resolve
 from secateurs.recovery import KINDS
+from secateurs.runs.command import _recovery
 from secateurs.runs.cut import recorded
 from secateurs.studies.comparison.contestants import Contestant, recoveries
 

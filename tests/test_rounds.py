@@ -322,6 +322,8 @@ def test_finished_rounds_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
         ConfigError, match=r"round-2 is a round of another run, which differs in seed \(0 then, 1 now\)"
     ):
         pruned(recover=RECOVER, folder=tmp_path, resume=True, seed=1)
+    with pytest.raises(ConfigError, match=r"differs in budget\.macs \(0\.4 then, 0\.5 now\)\. To resume it"):
+        pruned(budget=sc.Budget(macs=0.5), recover=RECOVER, folder=tmp_path, resume=True)
     with pytest.raises(ConfigError, match=r"round-1 holds a round of an earlier run. Resume it \(resume=True\)"):
         pruned(recover=RECOVER, folder=tmp_path)
     (tmp_path / "round-2" / "model.safetensors").write_bytes(b"damaged")

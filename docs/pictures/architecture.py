@@ -49,6 +49,7 @@ WHAT = {
     "proposed": "a study's limits",
     "version": "of this package",
     "caching": "values computed once",
+    "changes": "settings then and now",
 }
 # One color for each part of the way from a model to a saved result.
 COLORS = {

@@ -229,10 +229,10 @@ def prune(
         original, job, chosen, division, steps, options, before,
         calibrate is not False, images, allow_inexact, targets, folder, report, origin, limits.record(),
         {
-            **division.record(), "method": {"name": chosen.name, **chosen.model_dump(mode="json")},
+            **division.record(), "method": chosen.record(),
             "budget": None if budget is None else budget.record(), "scope": job.scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
-            "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
+            "recover": [recipe.record() for _, recipe in steps],
             "weights": weights, **({} if purpose is None else {"task": purpose.card()}),
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 from secateurs.artifact import Card
 from secateurs.artifact.history import Round
 from secateurs.budget import stated
-from secateurs.deploy import Target
 from secateurs.grammar import written
 from secateurs.methods.registry import registered
 from secateurs.methods.rounds import ONE_ROUND
@@ -101,8 +99,7 @@ def _purpose(card: Card) -> Iterator[str]:
 def _budget(record: Mapping[str, Any]) -> Iterator[str]:
     yield from filter(None, [_settings({k: v}) for k, v in stated(record).items() if k != "target"])
     if isinstance(target := record.get("target"), Mapping):
-        usual = {f.name: f.default for f in fields(Target)}
-        others = {k: v for k, v in target.items() if k != "runtime" and v != usual.get(k)}
+        others = {k: v for k, v in target.items() if k != "runtime"}
         own = ", ".join([literal(target.get("runtime")), *([_settings(others)] if others else [])])
         yield f"target=sc.Target({own})"
 

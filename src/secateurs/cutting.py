@@ -15,6 +15,7 @@ from torch import nn
 from secateurs import artifact, recovery, training
 from secateurs.artifact import Signature
 from secateurs.artifact.history import is_warning, records
+from secateurs.changes import differences
 from secateurs.data import Data
 from secateurs.data.loader import Loader
 from secateurs.errors import BudgetError, ConfigError, SecateursError, Setting, VerificationError
@@ -256,13 +257,13 @@ class Pruning:
         if not done or folder is None:
             return 0, None
         plan, card = artifact.read(folder)
-        then, now = card.rounds or {}, json.loads(json.dumps(self.settings))
-        if then.get("weights") != now.pop("weights", None):
+        then, now = dict(card.rounds or {}), json.loads(json.dumps(self.settings))
+        if then.pop("weights", None) != now.pop("weights", None):
             raise ConfigError(
                 f"{shown(folder)} is a round of another network: its weights were others when the run began. Pass the network "
                 "that the run began with, or choose another folder."
             )
-        if changed := [f"{k} ({then.get(k)!r} then, {now[k]!r} now)" for k in now if then.get(k) != now[k]]:
+        if changed := list(differences(then, now)):
             raise ConfigError(
                 f"{shown(folder)} is a round of another run, which differs in {', '.join(changed)}. To resume it, use the "
                 "same settings as before. Otherwise, choose another folder."

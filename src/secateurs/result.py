@@ -133,7 +133,7 @@ class Result:
         """The metadata that is saved with the network: JSON-serializable."""
         return {
             "source": self.source,
-            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
+            "method": self.method.record(),
             "before": asdict(self.before),
             "cut": asdict(self.cut),
             "calibrated": asdict(self.calibrated),

@@ -204,8 +204,7 @@ class Timing:
 
     def _settings(self, task: Task, method: Method) -> dict[str, Any]:
         """What a note is of."""
-        own = {"name": method.name, **method.model_dump(mode="json")}
-        return {"budget": self.budget.record(), "method": own, "scope": task.scope, "seed": task.seed}
+        return {"budget": self.budget.record(), "method": method.record(), "scope": task.scope, "seed": task.seed}
 
     def _search(self, task: Task, select: Callable[[Task], Selection], whole: Whole, start: Kept | None = None) -> Kept:
         """The cut whose measured time is within the budget, and as little below it as may be. start: one that is over it."""

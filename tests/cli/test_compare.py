@@ -110,7 +110,7 @@ def test_the_page_has_the_command_that_makes_the_same_comparison(run, tmp_path, 
         assert captured.pop() == (cells, settings)
     assert command(settings, [Outcome(method="l2", budget="macs=0.5", seed=3)]) == ""
     assert command({**settings, "module": True}, named) == command({}, ()) == ""
-    latency = {"target": {"runtime": "torch-cpu", "threads": 2, "mode": "eager"}}
+    latency = {"target": {"runtime": "torch-cpu", "threads": 2}}
     timed = Outcome(method="l2", budget="latency=0.6 target=torch-cpu, 2 threads", seed=0, figures={"latency": latency})
     assert "--budget latency=0.6,target=torch-cpu,threads=2" in command(settings, [timed])
 

@@ -49,6 +49,8 @@ def test_four_networks(run, job, tmp_path):
     assert load_file(out / "scaled.safetensors")["conv1.weight"].shape[0] == 60
     assert load_file(out / "base.safetensors").keys() == sc.build(NET).state_dict().keys()
     assert not list(out.rglob("checkpoints"))
+    card = json.loads((out / "from-scratch" / "card.json").read_text())
+    assert [epoch["phase"] for epoch in card["history"]] == ["scratch"] * 2
     for name, row in (("pruned", pruned), ("from-scratch", scratch)):
         measured = run("evaluate", out / name, "--json")
         assert measured.status == 0, measured.err

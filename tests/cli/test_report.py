@@ -14,8 +14,8 @@ import torch
 
 import secateurs as sc
 from secateurs.artifact import digest
-from secateurs.cli.reproduce import _budget, command, shareable
 from secateurs.runs import PruneRun
+from secateurs.runs.command import _budget, command, shareable
 
 NET = "zoo:small_cnn"
 
@@ -170,6 +170,7 @@ RUNS: dict[str, dict[str, Any]] = {
                        label_smoothing=0.1, weight_decay=1e-4),
         ],
     },
+    "labels alone": {"budget": sc.Budget(macs=0.5), "recover": sc.Recover(epochs=2, share=0, temperature=2)},
     "task": {"budget": sc.Budget(macs=0.5), "task": "segmentation"},
     "time": {"budget": sc.Budget(latency=0.6, params=0.9, target=sc.Target("torch-cpu", threads=2))},
     "milliseconds": {"budget": sc.Budget(ms=1.5, align=1, target="torch-cpu")},
@@ -250,7 +251,7 @@ def test_what_others_see_of_a_data_spec(spec, shown):
         "image_size": None,
         "method": {"name": "l1"},
     }
-    record |= {"budget": {"macs": 0.5}, "scope": None, "recover": None, "seed": 0}
+    record |= {"budget": {"macs": 0.5}, "scope": None, "calibrate": True, "recover": None, "seed": 0}
     if shown is None:  # no spec
         assert shareable(record) is None
         return
@@ -279,12 +280,27 @@ def test_a_file_puts_no_code_into_the_command(images, tmp_path, monkeypatch):
 
 
 def test_a_budget_of_time_as_options():
-    target = {"runtime": "torch-cpu", "mode": "eager", "threads": 2}
+    target = {"runtime": "torch-cpu", "threads": 2}
     record = {"macs": 0.5, "params": None, "align": 8, "latency": 0.6, "target": target}
     assert [" ".join(words) for words in _budget(record)] == [
         "--macs 0.5", "--latency 0.6", "--align 8", "--target torch-cpu", "--target-set threads=2",
     ]  # fmt: skip
     assert list(_budget({"ms": 3.0, "align": "auto"})) == [["--ms", "3"]]
+
+
+class Mine(sc.L1):
+    """A method of the user's own."""
+
+
+def test_what_is_in_python_only_is_in_no_command(images, tmp_path):
+    def of(data: Any = f"folder:{images}", method: Any = "l1") -> str | None:
+        record = record_of(PruneRun(NET, data, tmp_path, method=method, budget=sc.Budget(macs=0.5)))
+        (tmp_path / "run.json").write_text(json.dumps({"finished": True, "settings": record}))
+        return command(tmp_path)
+
+    assert of(method=Mine()) is None
+    assert of(data=sc.Data([(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))])) is None
+    assert "--method python:tests.cli.test_report:Mine" in str(of(method="python:tests.cli.test_report:Mine"))
 
 
 def test_a_run_that_no_command_makes_has_none(tmp_path):

@@ -151,7 +151,6 @@ def test_the_loss_is_the_mean_over_nodes_of_post_activation_maps() -> None:
         expected = sum(F.mse_loss(a, b) for a, b in zip(theirs.take(), ours.take(), strict=True)) / 2
     assert line["train_loss"] == pytest.approx(float(expected), rel=1e-5)
     assert line["nodes"] == ["block1", "down"]
-    assert line["mode"] == "mimic"
 
 
 @pytest.mark.parametrize("function", list(mimic.FUNCTIONS))
@@ -410,7 +409,6 @@ def test_distillation_mixes_the_original_and_the_labels() -> None:
             logits = before(x)
             expected = share * soft_loss(teacher(x), logits, 2) + (1 - share) * F.cross_entropy(logits, y)
         assert line["train_loss"] == pytest.approx(float(expected), rel=1e-5)
-        assert line["mode"] == "distil"
 
 
 def test_distillation_brings_the_outputs_together() -> None:
@@ -447,7 +445,7 @@ def test_one_after_another_is_what_they_are_alone() -> None:
     for recipe in recipes:
         recover(by_hand, teacher, recipe)
     assert same(result.model, by_hand)
-    assert [h.get("mode") for h in result.history] == ["mimic", None]
+    assert [h["phase"] for h in result.history] == ["mimic", "finetune"]
 
 
 def test_the_teacher_is_the_network_that_was_given_not_the_one_that_was_trained_while_pruning() -> None:

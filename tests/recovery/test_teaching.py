@@ -49,7 +49,6 @@ def test_the_loss_is_the_original_s_probabilities_and_the_labels(given: dict[str
         expected = share * soft + (1 - share) * F.cross_entropy(logits, y)
     assert line["train_loss"] == pytest.approx(float(expected), rel=1e-5)
     assert line.get("share", 0) == share
-    assert "mode" not in line
 
 
 def test_prune_teaches_by_default() -> None:

@@ -70,7 +70,7 @@ def test_texts_of_a_card(hostile: str, results: dict[str, sc.Result]) -> None:
         for stage in ("before", "cut", "calibrated", "after"):
             card[stage]["metrics"] = {printable: 0.5}
         for entry in card["history"]:
-            entry |= {k: printable for k in ("group", "reason", "phase", "mode") if k in entry}
+            entry |= {k: printable for k in ("group", "reason", "phase") if k in entry}
             if "epoch" in entry:
                 entry[printable] = 1.0
             for field in ("groups", "scores", "layers", "histograms"):

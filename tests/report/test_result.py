@@ -13,7 +13,7 @@ from torch import nn
 import secateurs as sc
 from secateurs.calls import call
 from secateurs.markup import Markup, html_table, tag
-from secateurs.plans.widths import cut_widths, layer_widths
+from secateurs.plans.widths import layer_widths
 from secateurs.report.page import Run, render
 from tests.networks import CASES, image
 from tests.report.conftest import X, data, network, pruned
@@ -133,7 +133,6 @@ def test_widths_of_layers_of_other_kinds() -> None:
     plan = graph.plan({"0": range(3), "1": range(4)})
     expected = {"0": (8, 3), "1": (6, 4), "2": (6, 4), "3": (2, 2)}
     assert layer_widths(sc.apply(model, plan), plan) == expected
-    assert cut_widths(plan) == {k: v for k, v in expected.items() if k != "3"}
 
 
 def test_the_call_that_is_shown_names_what_is_not_on_record() -> None:

@@ -61,7 +61,7 @@ def test_calibration_is_on_record(tmp_path: Path, calibrate: bool) -> None:
     first = pruning(tmp_path / "r", calibrate=calibrate).start()
     assert (first.calibrated != first.cut) == calibrate
     assert ("calibrated" in [name for name, _ in first.networks]) == calibrate
-    assert ("calibrate" in json.loads((tmp_path / "r" / "run.json").read_text())["settings"]) == calibrate
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["settings"]["calibrate"] == calibrate
     again = pruning(tmp_path / "r", calibrate=calibrate).start(resume=True)
     assert (again.cut, again.calibrated, again.after) == (first.cut, first.calibrated, first.after)
     with pytest.raises(ConfigError, match=r"another run: it differs in calibrate \("):

@@ -81,6 +81,7 @@ def test_saves_loads_and_keeps_the_last(tmp_path: Path) -> None:
     assert equal(store.load(), (30, state(31)))
     store.clear()
     assert store.load() is None
+    assert not store.folder.exists()
     with pytest.raises(ConfigError):
         CheckpointStore(tmp_path, keep=0)
 
@@ -137,6 +138,21 @@ def test_full_disk_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.Monke
     assert equal(store.load(), (1, state(1)))
 
 
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    store, other = CheckpointStore(tmp_path / "c"), CheckpointStore(tmp_path / "other")
+    notes = [store.save(step, state(step)) / "notes.txt" for step in (1, 2)]
+    for file in notes:
+        file.write_text("mine")
+    (store.folder / "step-000000003").symlink_to(other.save(3, state(3)))
+    (store.folder / ".old-000000007").mkdir()
+    (store.folder / ".old-000000007" / "state.json").touch()
+    store.clear()
+    assert store.steps() == [1, 2, 3]
+    assert sorted(p.name for p in (store.folder / "step-000000001").iterdir()) == ["notes.txt"]
+    assert not (store.folder / ".old-000000007").exists()
+    assert equal(other.load(), (3, state(3)))
+
+
 @pytest.mark.parametrize("moment", range(9))
 def test_killed_at_any_moment_of_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
     """Every call that touches the disk may be the last: what is left loads, and the next save cleans up."""
@@ -160,7 +176,7 @@ def test_killed_at_any_moment_of_saving(tmp_path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         for name in ("rename", "fsync"):
             patch.setattr(checkpoint.os, name, mortal(getattr(os, name)))
-        patch.setattr(checkpoint.shutil, "rmtree", mortal(checkpoint.shutil.rmtree))
+        patch.setattr(checkpoint, "_remove", mortal(checkpoint._remove))
         with contextlib.suppress(Killed):
             store.save(2, state(2))
     found = store.load()

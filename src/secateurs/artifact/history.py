@@ -21,7 +21,7 @@ class Epoch(Open):
     """An epoch of training, by the method or by recovery."""
 
     epoch: AtLeastOne  # counted from 1
-    phase: Line | None = None  # the method's name while it prunes, then the mode of recovery; not on earlier cards
+    phase: Line | None = None  # the method's name while it prunes, then the mode of recovery
     step: Count | None = None  # in total, at its end
     lr: Number | None = None
     share: Number | None = None  # weight of the original's class probabilities in the loss, if it was the teacher

@@ -123,7 +123,6 @@ def prune(
         a tracker that accelerate knows (tensorboard, wandb …); may be given several times
     """
     began = time.perf_counter()
-    from secateurs.cli.reproduce import shareable
     from secateurs.runs import PruneRun
 
     limits = budget_options or BudgetOptions()
@@ -159,7 +158,7 @@ def prune(
         device=device,
         track=track,
         log=options.log,
-        command=shareable,
+        by_command=True,
     )
     result = run.start(resume=resume, overwrite=force, began=began)
     if options.first():

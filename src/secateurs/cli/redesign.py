@@ -154,23 +154,14 @@ def redesign(
 
 
 def _show(found: Redesign, folder: Path) -> None:
-    from secateurs.report import columns, duration, error, share, short, table
+    from secateurs.report import duration, error, outcome, table
     from secateurs.runs.redesign import PRUNED, SCRATCH
 
-    base = found.rows["base"]
-    measured = columns(list(found.rows.values()))
-    figures = table("", "MACs", "", "params", "", *measured)
-    for name, row in found.rows.items():
-        figures.add_row(
-            *(name, short(row.macs), share(row.macs, base.macs)),
-            *(short(row.params), share(row.params, base.params)),
-            *(measure(row) for measure in measured.values()),
-        )
     layers = table("channels of", "base", "scaled", "re-designed")
     for layer, widths in found.widths.items():
         layers.add_row(layer, *map(str, widths))
     console = options.out()
-    console.print(figures)
+    console.print(outcome(list(found.rows.items())))
     console.print()
     console.print(layers)
     console.print()

@@ -45,7 +45,6 @@ def report(
     if not runs:
         raise ConfigError("Name the folder of a run, or of several: secateurs report RUN….")
     from secateurs.artifact import on_hub
-    from secateurs.cli.reproduce import command
     from secateurs.report import count, page
     from secateurs.runs import pages
 
@@ -57,7 +56,7 @@ def report(
     path = out or (one / page.NAME if isinstance(one, Path) else Path(page.NAME))
     if one is None or out is not None:
         page.check(path, overwrite=force)
-    found = pages.read(runs, command)
+    found = pages.read(runs, commands=True)
     written = page.write(found, path, overwrite=force)
     for run in found:
         for note in run.notes:

@@ -228,6 +228,10 @@ class Method(Presets):
             return False
         return True
 
+    def record(self) -> dict[str, Any]:
+        """Its name and all settings: JSON-serializable."""
+        return {"name": self.name, **self.model_dump(mode="json")}
+
     @property
     def decides(self) -> bool:
         """Whether its own setting says how much goes."""

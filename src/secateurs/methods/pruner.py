@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
+from secateurs.changes import differences
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Method, Task, undefined
@@ -257,9 +258,7 @@ class PrunerHook(Hook):
     def load(self, state: dict[str, Any]) -> None:
         if fault := misfit(state, {"settings": {}, "pruner": self.pruner.state()}, "PrunerHook"):
             raise ValueError(fault)
-        then, now = state["settings"], self.settings
-        changed = [f"{k} ({then.get(k)!r} then, {now.get(k)!r} now)" for k in now if now.get(k) != then.get(k)]
-        if changed:
+        if changed := list(differences(state["settings"], self.settings)):
             raise ConfigError(f"The checkpoint is from another run, which differs in {', '.join(changed)}.")
         self.pruner.load(state["pruner"])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
@@ -28,20 +26,6 @@ def layer_widths(model: nn.Module, plan: Plan) -> dict[str, Width]:
                 name = f"{layer}.{leaf}" if layer else leaf
                 found[_layer(name)] = _width(plan, name, axis, parameter.shape[axis])
     return found
-
-
-def cut_widths(plan: Plan) -> dict[str, Width]:
-    """Return the output channels before and after the plan of each layer that it cuts, in the order of their groups. Unlike
-    `layer_widths`, it needs only the plan."""
-    return dict(_cut(plan))
-
-
-def _cut(plan: Plan) -> Iterator[tuple[str, Width]]:
-    for name, axes in plan.kept.items():
-        shape = plan.shapes[name]
-        produced = [axis for axis in axes if (name, axis) not in plan.consumes]
-        if len(shape) > 1 and produced:
-            yield _layer(name), _width(plan, name, produced[0])
 
 
 def _layer(name: str) -> str:

@@ -98,8 +98,6 @@ class Distilling(TeacherHook):
         return fault
 
     def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:
-        if self.recipe.mode == "distil":
-            metrics["mode"] = "distil"
         if self.teaches:
             metrics["share"] = self.recipe.share
 

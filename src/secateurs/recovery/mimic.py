@@ -211,7 +211,7 @@ class Mimicking(TeacherHook):
         return (mse if alone else self.function)(teacher, student)
 
     def epoch_end(self, engine: TrainingRun, metrics: dict[str, Any]) -> None:
-        metrics |= {"mode": "mimic", "nodes": list(self.nodes)}
+        metrics["nodes"] = list(self.nodes)
 
     def state(self) -> dict[str, Any]:
         return {"nodes": list(self.nodes)}

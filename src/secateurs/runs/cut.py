@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,11 +26,11 @@ from secateurs.methods.method import Scope
 from secateurs.methods.rounds import ONE_ROUND, Rounds
 from secateurs.models import load
 from secateurs.plans import PrunableGraph, trace
-from secateurs.recovery import Recover
 from secateurs.report import count
 from secateurs.report.curves import can_plot
 from secateurs.result import Result, described
 from secateurs.runs import stages
+from secateurs.runs.command import shareable
 from secateurs.runs.folder import FOLDER, OVERWRITE, PICTURE, RESUME, RunFolder
 from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import RunResult
@@ -42,8 +42,6 @@ from secateurs.training import Objective, Phase, Recipe
 from secateurs.training.processes import check as check_processes
 from secateurs.training.processes import first
 from secateurs.training.runtime import check_trackers, wait_for_everyone, written
-
-Command = Callable[[Mapping[str, Any]], str | None]  # settings of a run → the command that makes it, if one does
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -85,7 +83,7 @@ class Cut:
     device: str | torch.device | None
     track: Sequence[Any]
     log: Callable[[str], None]
-    command: Command
+    by_command: bool  # README.md then has the command
     rounds: Rounds = ONE_ROUND
     later: Sequence[Stage] = ()  # that prune its result
     ahead: Sequence[RunFolder] = ()  # the folders of these, if none of them has begun
@@ -119,13 +117,13 @@ class Cut:
             "num_classes": self.network.num_classes,
             **self.data.settings(),
             **self.purpose.record(),
-            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
+            "method": self.method.record(),
             "budget": None if self.budget is None else self.budget.record(),
             **self.rounds.record(),
             "scope": self.scope or self.method.default_scope,
             **({"limits": self.limits.record()} if self.limits else {}),
             "allow_inexact": self.allow_inexact,
-            **({"calibrate": True} if self.calibrate else {}),  # not in records of earlier versions
+            "calibrate": self.calibrate,
             "recover": recorded(self.recover),
             "pretrain": None if self.network.has_weights else self.pretrain.record(),
             "seed": self.seed,
@@ -271,7 +269,7 @@ class Cut:
             },
         )
         if first():
-            describe = partial(described, command=self.command(record))
+            describe = partial(described, command=shareable(record) if self.by_command else None)
             artifact.save(self.folder.folder, done.model, done.plan, done.card(), overwrite=True, describe=describe)
             self._draw(network, done.model, ready.data)
             self.folder.finish(record)
@@ -331,10 +329,5 @@ class Cut:
 
 def recorded(recipes: Sequence[Phase]) -> Any:
     """Recovery recipes as they are recorded: None, one, or a list."""
-    found = [{"mode": recipe.mode, **recipe.model_dump(mode="json", exclude=_unused(recipe))} for recipe in recipes]
+    found = [recipe.record() for recipe in recipes]
     return found if len(found) > 1 else found[0] if found else None
-
-
-def _unused(recipe: Phase) -> set[str]:
-    """Settings that are not recorded: those of teaching if there is no teacher, as in earlier versions."""
-    return {"share", "temperature"} if isinstance(recipe, Recover) and recipe.share == 0 else set()

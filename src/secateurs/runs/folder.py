@@ -6,25 +6,25 @@ import contextlib
 import json
 import os
 import re
-import reprlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, StrictBool
 
 from secateurs import artifact
+from secateurs.changes import differences
 from secateurs.errors import ArtifactError, ConfigError, Message, Setting
 from secateurs.files import dump_json, read_json, shown, staged, write_whole
 from secateurs.latency import notes
+from secateurs.runs.names import RUN
+from secateurs.training import CheckpointStore
+from secateurs.training.resume import LOG
 
 PHASES = ("pretrain", "prune", "recover")  # each of them has a folder with its log and, until the end, checkpoints
 _several = re.compile(r"recover-\d+-(finetune|mimic|distil)")
 _round = re.compile(r"round-\d+")
-_checkpoint = re.compile(r"(\.writing-|\.old-|step-|damaged-step-)\d{9,}")
-_parts = ("state.safetensors", "state.json", "manifest.json")  # of a checkpoint
-LOG = "metrics.jsonl"
 PICTURE = "predictions.png"
 RESUME, OVERWRITE, FOLDER = Setting("resume", True), Setting("overwrite", True), Setting("folder")
 TRACKED = "secateurs"  # where trackers that write files put them, within a phase's folder
@@ -55,7 +55,7 @@ class RunFolder:
         """files: other files that it writes; the first holds weights, which are only trained if none are given. artifacts: the
         folders of its artifacts, within its own."""
         self.folder, self._phases = folder, tuple(phases)
-        self.file = folder / "run.json"
+        self.file = folder / RUN
         self.files = tuple(folder / name for name in files)
         self.pretrained = self.files[0]
         self._artifacts = tuple(folder / name for name in artifacts)
@@ -151,7 +151,7 @@ class RunFolder:
             for name in self.phases:
                 phase = self.folder / name
                 (phase / LOG).unlink(missing_ok=True)
-                _forget(phase / "checkpoints")
+                self._checkpoints(name).clear()
                 shutil.rmtree(phase / TRACKED, ignore_errors=True)
                 with contextlib.suppress(OSError):  # what else lies there is not ours
                     phase.rmdir()
@@ -182,7 +182,7 @@ class RunFolder:
     def tidy(self) -> None:
         """Remove files that a finished run no longer needs, and leftovers of an interrupted cleanup."""
         for name in self.phases:
-            _forget(self.folder / name / "checkpoints")
+            self._checkpoints(name).clear()
         if (note := self.folder / notes.FILE) in self.files:
             note.unlink(missing_ok=True)
         self._sweep()
@@ -197,7 +197,7 @@ class RunFolder:
     def resumable(self) -> bool:
         """Whether there is anything to resume from."""
         kept = any(file.exists() for file in self.files if file.name != PICTURE) or self._finished_rounds()
-        return kept or any(any(self.folder.glob(f"{p}/checkpoints/step-*")) for p in self.phases)
+        return kept or any(self._checkpoints(name).steps() for name in self.phases)
 
     def can_resume(self, settings: Mapping[str, Any]) -> bool:
         """Whether the run with these settings can be resumed."""
@@ -221,14 +221,15 @@ class RunFolder:
         saved = any(artifact.exists(folder) for folder in self.artifacts)
         return "an artifact" if saved else "an unfinished run" if self.resumable() else None
 
+    def _checkpoints(self, phase: str) -> CheckpointStore:
+        return CheckpointStore(self.folder / phase / "checkpoints")
+
     def _recovery(self) -> list[str]:
         return [name for name in self.phases if name.rpartition("/")[2].startswith("recover")]
 
     def _recovering(self) -> bool:
         """Whether recovery has saved a checkpoint, or a round."""
-        return self._finished_rounds() or any(
-            any(self.folder.glob(f"{name}/checkpoints/step-*")) for name in self._recovery()
-        )
+        return self._finished_rounds() or any(self._checkpoints(name).steps() for name in self._recovery())
 
     def _finished_rounds(self) -> bool:
         return any(artifact.is_round(self.folder / name) for name in self.rounds)
@@ -271,37 +272,3 @@ def unwritten(file: Path, error: OSError) -> ArtifactError:
         f"{shown(file)} could not be written: {error.strerror or error}.",
         hint=("Make room and run the same again with ", RESUME, ": it resumes from what is there."),
     )
-
-
-def _forget(checkpoints: Path) -> None:
-    """Remove the checkpoints in a folder, and it too if nothing else is there."""
-    for path in [p for p in checkpoints.glob("*") if _checkpoint.fullmatch(p.name)]:
-        with contextlib.suppress(OSError):
-            for name in _parts:
-                (path / name).unlink(missing_ok=True)
-            path.rmdir()
-    with contextlib.suppress(OSError):
-        checkpoints.rmdir()
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """What to call each setting that is not what it was, and its two values."""
-    keys = (
-        ["name"] if then.get("name") != now.get("name") else dict.fromkeys([*then, *now])
-    )  # another method altogether
-    for key in keys:
-        a, b = then.get(key), now.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from differences(a, b, f"{within}{key}.")
-        elif a != b:
-            yield f"{within}{key} ({_brief(a)} then, {_brief(b)} now)"
-
-
-def _brief(value: Any) -> str:
-    """A value, shortened for a message."""
-    if value is None or isinstance(value, Mapping):
-        return "none" if value is None else "given"
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    text = repr(value) if isinstance(value, str | int) else reprlib.repr(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from secateurs import artifact
@@ -13,12 +13,13 @@ from secateurs.files import shown
 from secateurs.report import page
 from secateurs.report.page.run import Run, names
 from secateurs.result import Result
+from secateurs.runs.command import command
+from secateurs.runs.names import COMPARISON, RUN, SENSITIVITY
 
 Given = str | os.PathLike[str] | Result
-COMPARISON = "comparison.json"
 OTHERS = {  # what else may be in a folder, by its file
-    "run.json": Message("The run is not finished: ", Setting("resume", True), " continues it."),
-    "sensitivity.json": Message("It is a sensitivity study, whose picture is sensitivity.png."),
+    RUN: Message("The run is not finished: ", Setting("resume", True), " continues it."),
+    SENSITIVITY: Message("It is a sensitivity study, whose picture is sensitivity.png."),
 }
 
 
@@ -39,9 +40,9 @@ def report(runs: Given | Sequence[Given], path: str | Path = page.NAME, *, overw
     return page.write(read([runs] if one else runs), path, overwrite=overwrite)  # type: ignore[arg-type, list-item]
 
 
-def read(runs: Sequence[Given], command: Callable[[Path], str | None] = lambda folder: None) -> list[Run]:
-    """The runs, each of them once. command: what repeats the run in a folder, if there is such; else it is the call in Python.
-    Raises what `report` does."""
+def read(runs: Sequence[Given], *, commands: bool = False) -> list[Run]:
+    """The runs, each of them once. commands: with the command that repeats a run, if there is one; else it is the call in
+    Python. Raises what `report` does."""
     kept = distinct(runs)
     named = iter(names([one for one in kept if not isinstance(one, Result)]))
     found = []
@@ -51,7 +52,7 @@ def read(runs: Sequence[Given], command: Callable[[Path], str | None] = lambda f
             run = Run.of(name if len(kept) == 1 else f"{name}, {i}", one.plan, one.card())
         else:
             run = _read(one, next(named))
-            run.command = command(one) or ""
+            run.command = command(one) or "" if commands else ""
         run.command, run.label = run.command or call(run.card), label(run.card)
         found.append(run)
     if len(kept) < len(runs):

@@ -22,7 +22,7 @@ from secateurs.methods.method import Scope, check_budget, check_scope
 from secateurs.methods.rounds import Rounds, Schedule
 from secateurs.recovery import phases
 from secateurs.runs import stages
-from secateurs.runs.cut import Command, Cut
+from secateurs.runs.cut import Cut
 from secateurs.runs.folder import RunFolder
 from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import RunResult
@@ -38,10 +38,6 @@ from secateurs.training.processes import first
 
 def silent(line: str) -> None:
     """Discard the line."""
-
-
-def none(settings: Mapping[str, Any]) -> None:
-    """No command: the run was made in Python."""
 
 
 @explained(ConfigError)
@@ -75,7 +71,7 @@ class PruneRun:
         checks that they have the same names.
     device: where to train; an accelerator by default, if one can be used. track: trackers that accelerate knows.
     log: called with one line about each stage.
-    command: gives the command line with the settings of run.json, for README.md, which has a call in Python without it.
+    by_command: README.md shows the command that makes the run, not the call in Python.
     """
 
     model: str | nn.Module
@@ -110,7 +106,7 @@ class PruneRun:
     device: str | torch.device | None = None
     track: Sequence[Any] = ()
     log: Callable[[str], None] = silent
-    command: Command = none
+    by_command: bool = False
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Raise whatever `start` would raise before its first step: for a model, weights or data that cannot be used, for
@@ -170,7 +166,7 @@ class PruneRun:
             device=self.device,
             track=self.track,
             log=self.log if first() else silent,
-            command=self.command,
+            by_command=self.by_command,
             rounds=Rounds(self.rounds, self.schedule),
             later=list(self.then),
             ahead=self._folders()[1:],

@@ -201,7 +201,7 @@ class _Stages:
             "num_classes": self.network.num_classes,
             **self.data.settings(),
             **self.purpose.record(),
-            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
+            "method": self.method.record(),
             "widen": self.widen,
             "macs": self.macs,
             "align": self.align,
@@ -242,16 +242,14 @@ class _Stages:
         nothing = {**asdict(rows[-1]), "top1": None, "top5": None, "loss": None, "metrics": {}}
         card |= {"cut": nothing, "calibrated": nothing, "after": asdict(rows[-1]), "error": None, "history": history}
         self._save(SCRATCH, small, result, card, began)
-        table = {
-            "rows": {name: asdict(figures) for name, figures in zip(ROWS, rows, strict=True)},
-            "widths": self._found(ready.graph, result),
-            "error": result.error if result.plan.exact else None,
-            "seconds": round(time.perf_counter() - began, 1),
-        }
+        found = Redesign(
+            rows=dict(zip(ROWS, rows, strict=True)), widths=self._found(ready.graph, result),
+            error=result.error if result.plan.exact else None, seconds=round(time.perf_counter() - began, 1),
+        )  # fmt: skip
         if first():
-            write(self.folder.folder / TABLE, dump_json(table, indent=2))
+            write(self.folder.folder / TABLE, dump_json(found.model_dump(mode="json"), indent=2))
             self.folder.finish(record)
-        return Redesign.model_validate(table)
+        return found
 
     # -- before any work --------------------------------------------------------------------------------------------
 
@@ -360,7 +358,7 @@ class _Stages:
             fresh, ready.data, recipe, seed=self.seed, device=ready.where, folder=own, save_seconds=60, title="scratch",
             checkpoints=CheckpointStore(own / "checkpoints"), track=self.track, objective=ready.objective,
         ).fit(resume=resume)  # fmt: skip
-        return fresh, history
+        return fresh, [{**line, "phase": "scratch"} for line in history]
 
     def _trained(self, network: nn.Module, phase: str, name: str, ready: Ready, resume: bool) -> nn.Module:
         file, recipe = self.folder.folder / name, self.train.recipe(ready.data)
@@ -382,16 +380,15 @@ class _Stages:
             place, card = self.folder.folder / name, {**card, "seconds": round(time.perf_counter() - began, 1)}
             artifact.save(place, network, result.plan, card, overwrite=True, describe=described)
 
-    def _found(self, graph: PrunableGraph, result: Result) -> dict[str, list[int]]:
+    def _found(self, graph: PrunableGraph, result: Result) -> dict[str, tuple[int, int, int]]:
         """Layer → channels of the base, of the scaled network, of the one found."""
         grown = (result.source or {}).get("widen", [{}])[-1].get("before", {})
         found = {}
         for group in graph.groups:
             kept = result.plan.groups.get(group.name)
             if group.name in grown or kept is not None:
-                found[group.name] = [
-                    grown.get(group.name, group.size), group.size, group.size if kept is None else len(kept)
-                ]  # fmt: skip
+                left = group.size if kept is None else len(kept)
+                found[group.name] = (grown.get(group.name, group.size), group.size, left)
         return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, field_validator
 from torch import nn
@@ -49,18 +49,8 @@ class RunResult(Result):
         )  # fmt: skip
 
 
-ROWS = ("base", "scaled", "re-design-pruned", "re-design-scratch")
-
-
-class Row(BaseModel):
-    """Cost and accuracy of one of the networks."""
-
-    macs: int
-    params: int
-    top1: float | None
-    top5: float | None
-    loss: float | None
-    metrics: dict[str, float | None] = {}
+Row = Literal["base", "scaled", "re-design-pruned", "re-design-scratch"]
+ROWS: tuple[Row, ...] = get_args(Row)
 
 
 class Redesign(BaseModel):
@@ -70,14 +60,14 @@ class Redesign(BaseModel):
         relative, of the sliced to the masked network; None if the cut was not verified. seconds: that it took.
     """
 
-    rows: dict[Literal["base", "scaled", "re-design-pruned", "re-design-scratch"], Row]
+    rows: dict[Row, Figures]
     widths: dict[str, tuple[int, int, int]]
     error: float | None
     seconds: float
 
     @field_validator("rows")
     @classmethod
-    def _complete(cls, rows: dict[str, Row]) -> dict[str, Row]:
+    def _complete(cls, rows: dict[Row, Figures]) -> dict[Row, Figures]:
         if missing := [name for name in ROWS if name not in rows]:
             raise ValueError(f"{missing[0]} is missing")
         return rows

@@ -68,7 +68,7 @@ def _check_model(settings: Settings) -> None:
 def _check_data(settings: Settings) -> None:
     """Raise ValueError for data that is not a spec."""
     known = DataSpec(settings["data"]).settings()
-    if not known.keys() <= settings.keys():
+    if settings["data"] is None or not known.keys() <= settings.keys():
         raise ValueError("the data is an object of the user's")
 
 

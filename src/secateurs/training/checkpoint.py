@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,7 @@ log = logging.getLogger("secateurs")
 
 VERSION = 1
 MANIFEST, TREE, TENSORS = "manifest.json", "state.json", "state.safetensors"
-LEFT = re.compile(r"(\.writing-|\.old-|damaged-step-)\d{9,}")  # left by killed processes, or set aside
+_left = re.compile(r"(\.writing-|\.old-|damaged-step-)\d{9,}")  # left by killed processes, or set aside
 _step = re.compile(r"step-(\d{9,})", re.ASCII)
 
 
@@ -97,7 +96,7 @@ class CheckpointStore:
             os.rename(temporary, final)
             sync_folder(self.folder)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
             kept = self.steps()
             last = f"The last valid one is {self.path(kept[-1])}." if kept else "There is no earlier one."
             raise TrainingError(
@@ -133,10 +132,12 @@ class CheckpointStore:
         return None
 
     def clear(self) -> None:
-        """Remove all checkpoints."""
+        """Remove all checkpoints, and the folder if nothing else is in it. Ignores what cannot be removed."""
         for step in self.steps():
-            os.rename(self.path(step), self.folder / f".old-{step:09d}")
+            _remove(self.path(step))
         self._sweep()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def tidy(self) -> None:
         """Remove checkpoints beyond the newest `keep`, and partial ones left by killed processes.
@@ -169,17 +170,25 @@ class CheckpointStore:
     def _set_aside(self, step: int) -> None:
         aside = self.folder / f"damaged-{self.path(step).name}"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             os.rename(self.path(step), aside)
         except OSError:  # a read-only folder, or another process did it first
             pass
 
     def _sweep(self) -> None:
-        for path in self._left():
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob("*"):
+            if _left.fullmatch(path.name):
+                _remove(path)
 
-    def _left(self) -> Iterator[Path]:
-        return (p for p in self.folder.glob("*") if LEFT.fullmatch(p.name))
+
+def _remove(checkpoint: Path) -> None:
+    """Remove the files of a checkpoint, and its folder if nothing else is in it. A link leads to what is not ours."""
+    if checkpoint.is_symlink():
+        return
+    with contextlib.suppress(OSError):
+        for name in (TENSORS, TREE, MANIFEST):
+            (checkpoint / name).unlink(missing_ok=True)
+        checkpoint.rmdir()
 
 
 class _NewerError(ArtifactError):

@@ -17,6 +17,10 @@ class Phase(Settings, Presets):
 
     mode: ClassVar[str]  # the name of this kind of recovery
 
+    def record(self) -> dict[str, Any]:
+        """Its kind and all settings: JSON-serializable."""
+        return {"mode": self.mode, **self.model_dump(mode="json")}
+
     @property
     def reads_labels(self) -> bool:
         """Whether training batches must be pairs (inputs, targets). Without labels, hooks provide the loss."""

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
+from secateurs.changes import differences
 from secateurs.errors import ArtifactError, ConfigError, SecateursError, Setting
 from secateurs.files import dump_json, faults, open_regular, parse_json, shown, write_whole
 from secateurs.training.checkpoint import TENSORS, TREE
@@ -153,10 +154,10 @@ def _name(index: int, hook: Any) -> str:
 
 
 def _same_run(engine: TrainingRun, state: State, where: str) -> None:
-    recipe = engine.recipe.model_dump(mode="json", exclude={"compile"})  # compiled or not, it is the same run
-    now = {**recipe, "seed": engine.seed}
     then = {**state.recipe, "seed": state.seed}
-    changed = [f"{k} ({then.get(k)!r} then, {now.get(k)!r} now)" for k in now if now.get(k) != then.get(k)]
+    now = {**engine.recipe.model_dump(mode="json"), "seed": engine.seed}
+    now["compile"] = then.get("compile")  # compiled or not, it is the same run
+    changed = list(differences(then, now))
     names = [_name(i, hook) for i, hook in enumerate(engine.hooks)]
     if names != list(state.hooks):
         changed.append(f"hooks ({', '.join(state.hooks) or 'none'} then, {', '.join(names) or 'none'} now)")

@@ -44,7 +44,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert theirs["nodes"] == ours["nodes"]
         assert theirs["scores"] == pytest.approx(ours["scores"], abs=1e-5)
         for a, b in zip(first.history, one.history, strict=True):
-            assert a.get("mode") == b.get("mode")
+            assert a.get("phase") == b.get("phase")
             assert a.get("train_loss", 0) == pytest.approx(b.get("train_loss", 0), rel=1e-3)
         for name, value in one.model.state_dict().items():
             torch.testing.assert_close(first.weights[name], value, rtol=1e-3, atol=1e-4, msg=f"{name}: {{}}".format)

@@ -18,7 +18,7 @@ from secateurs.artifact.history import records
 from secateurs.errors import ArtifactError
 from secateurs.files import shown
 from secateurs.plans import Plan
-from secateurs.plans.widths import Width, cut_widths
+from secateurs.plans.widths import Width
 
 Shape = TypeVar("Shape", bound=BaseModel)
 UNSAVED = {"plan.json": "", "model.safetensors": ""}
@@ -92,8 +92,8 @@ class Run:
 
     @property
     def widths(self) -> dict[str, Width]:
-        """layer → channels before and after. Cards of earlier versions have only the layers that were cut, in their plan."""
-        return dict(self.card.widths) or cut_widths(self.plan)
+        """layer → channels before and after."""
+        return dict(self.card.widths)
 
     def tell(self, sentence: str) -> None:
         """Add to the notes, once."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-from secateurs.deploy import Target
 from secateurs.errors import SecateursError
 from secateurs.grammar import written
 from secateurs.recovery.text import as_text
@@ -50,9 +48,7 @@ def _budget(text: str, cells: Sequence[Outcome]) -> str:
     parts = figures.split()
     if target:
         found = next(cell.latency["target"] for cell in cells if cell.budget == text and cell.latency is not None)
-        usual = {f.name: f.default for f in fields(Target)}
-        own = {k: v for k, v in found.items() if k != "runtime" and v != usual.get(k)}
-        parts += [f"target={found['runtime']}", *written(own)]
+        parts += [f"target={found['runtime']}", *written({k: v for k, v in found.items() if k != "runtime"})]
     return ",".join(parts)
 
 
@@ -68,7 +64,7 @@ def recovery(recorded: Any) -> str | None:
 def _said(recorded: Sequence[Mapping[str, Any]]) -> str:
     """The same. Raises ValueError for recipes that text does not say, such as names with spaces."""
     text = recovery(recorded) or ""
-    again = [{"mode": phase.mode, **phase.model_dump(mode="json")} for phase in recoveries(text)]
+    again = [phase.record() for phase in recoveries(text)]
     ours, theirs = (
         [{k: v for k, v in phase.items() if k != "epochs"} for phase in phases] for phases in (again, recorded)
     )

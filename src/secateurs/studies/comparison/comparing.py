@@ -194,7 +194,7 @@ def _settings(work: Work, limits: Limits, scope: Scope | None, allow_inexact: bo
         "primary": work.purpose.task.primary if work.purpose.metrics is None else next(iter(work.purpose.metrics), "top1"),
         "epochs": float(work.epochs), "unit": work.unit, "search": work.search, "scope": scope, "limits": limits.record(),
         "allow_inexact": allow_inexact,
-        "recover": [{"mode": phase.mode, **phase.model_dump(mode="json")} for phase in work.recover],
+        "recover": [phase.record() for phase in work.recover],
     }  # fmt: skip
 
 

@@ -56,9 +56,7 @@ class Contestant:
 
     def record(self) -> dict[str, Any]:
         """What its figures depend on, as JSON."""
-        return {
-            "name": self.method.name, **self.method.model_dump(mode="json"), "search": self.search, "own": self.own
-        }  # fmt: skip
+        return {**self.method.record(), "search": self.search, "own": self.own}
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ from typing import Any
 from pydantic import BaseModel, Field, StrictInt, StrictStr, model_validator
 
 from secateurs.artifact import Figures
+from secateurs.changes import differences
 from secateurs.errors import ConfigError, Message
 from secateurs.files import check_format, check_writable, dump_json, read_json, shown
-from secateurs.runs.folder import FOLDER, OVERWRITE, RESUME, differences, write
+from secateurs.runs.folder import FOLDER, OVERWRITE, RESUME, write
+from secateurs.runs.names import COMPARISON
 from secateurs.studies.comparison.contestants import Cell, budget_text
 from secateurs.studies.comparison.outcomes import NOT_RUN, Outcome
 from secateurs.studies.comparison.result import Comparison
@@ -72,7 +74,7 @@ class ComparisonFolder:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """settings: what all cells share."""
         self.folder, self.cells = folder, folder / "cells"
-        self.file = folder / "comparison.json"
+        self.file = folder / COMPARISON
         self.settings = json.loads(json.dumps(settings))
         self._replaces = False
 
@@ -158,7 +160,7 @@ class ComparisonFolder:
 
 def read_comparison(folder: str | Path) -> Comparison:
     """The comparison in a folder, as far as it is done. Raises ArtifactError for one that is damaged, or that is none."""
-    index = read_json(Path(folder) / "comparison.json", Index, 1 << 26, "If a comparison wrote it, it is damaged.")
+    index = read_json(Path(folder) / COMPARISON, Index, 1 << 26, "If a comparison wrote it, it is damaged.")
     found = []
     for names in index.cells:
         file = Path(folder) / "cells" / Path(names.file).name

@@ -51,7 +51,7 @@ class Outcome(BaseModel):
     def held(self) -> Held | None:
         """Whether the cut network is within its budget of time; unsure if it was measured over it, by no more than the noise of
         the measurement."""
-        if (took := self.latency) is None or not self.limits:  # as in files of earlier versions
+        if (took := self.latency) is None:
             return None
         goal = took["goal"]
         if goal >= 1 and "latency" not in self.limits:  # the original itself is within the milliseconds

@@ -63,10 +63,7 @@ class Running:
     def _run(self) -> Comparison:
         if self.folder is not None:
             done = [(i, self.folder.done(cell)) for i, cell in enumerate(self.cells)]
-            # Files of earlier versions do not have the limits.
-            self.outcomes = {
-                i: found.model_copy(update={"limits": self.cells[i].limits}) for i, found in done if found is not None
-            }
+            self.outcomes = {i: found for i, found in done if found is not None}
         missing = [i for i in range(len(self.cells)) if i not in self.outcomes]
         original = self._known_original()
         examples: Mapping[str, int] = {}

@@ -25,7 +25,7 @@ def criterion(method: str | Method) -> Criterion:
 
 def recorded(method: Method) -> dict[str, Any]:
     """The method as a file has it."""
-    return {"name": method.name, **method.model_dump(mode="json")}
+    return method.record()
 
 
 def fractions(shares: Any) -> tuple[float, ...]:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from secateurs.changes import differences
 from secateurs.errors import ArtifactError, ConfigError, Message, Setting
 from secateurs.files import check_writable, read_json, shown, staged
 from secateurs.report.curves import can_plot
-from secateurs.runs.folder import differences
+from secateurs.runs.names import SENSITIVITY
 from secateurs.studies.sensitivity.result import BYTES, Group, Sensitivity
 from secateurs.training.processes import first
 
-FILE, PICTURE = "sensitivity.json", "sensitivity.png"
+PICTURE = "sensitivity.png"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Record:
 
     @property
     def file(self) -> Path:
-        return self.folder / FILE
+        return self.folder / SENSITIVITY
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -47,7 +48,7 @@ class Record:
                 "the same settings as before. Otherwise, choose another ", Setting("folder"), ", or replace it with ",
                 Setting("overwrite", True), ".",
             )  # fmt: skip
-        for name in (FILE, PICTURE):
+        for name in (SENSITIVITY, PICTURE):
             staged(self.folder / name).unlink(missing_ok=True)
         return found
 
@@ -101,5 +102,5 @@ def taken_over(found: Sensitivity | None, names: Sequence[str]) -> dict[str, Gro
     """The groups that an earlier call measured. Raises ArtifactError for groups that the network does not have."""
     groups = {} if found is None else {group.name: group for group in found.groups}
     if other := next((name for name in groups if name not in names), None):
-        raise ArtifactError(f"{FILE} is not valid: the network has no group {shown(other)} to cut.")
+        raise ArtifactError(f"{SENSITIVITY} is not valid: the network has no group {shown(other)} to cut.")
     return groups

@@ -14,7 +14,7 @@ from secateurs.report.page.panel import Panel
 from secateurs.report.page.run import Run
 from secateurs.report.page.svg import Axis, Curve, chart, legend
 
-NAMES = {"finetune": "fine-tuning", "mimic": "mimicking", "distil": "distillation"}
+NAMES = {"finetune": "fine-tuning", "mimic": "mimicking", "distil": "distillation", "scratch": "from scratch"}
 Entry = Mapping[str, Any]
 
 
@@ -32,18 +32,15 @@ class Phase:
 
 
 def phases(history: Sequence[Entry], method: str) -> list[Phase]:
-    """The phases of training in a history. Cards of earlier versions do not name them: what came before the calibration is then
-    the method's."""
+    """The phases of training in a history. Epochs without the name of one are the method's own notes."""
     found: list[Phase] = []
-    cut = next((i for i, entry in enumerate(history) if entry.get("event") == "calibrated"), 0)
     done = 0
     last: tuple[Any, int] = (None, 0)
-    for i, entry in enumerate(history):
+    for entry in history:
         epoch = entry.get("epoch")
         if not isinstance(epoch, int) or "event" in entry:
             continue
-        usual = method if i < cut else NAMES.get(str(entry.get("mode")), "recovery")
-        name = str(entry.get("phase") or usual)
+        name = str(entry.get("phase") or method)
         name = NAMES.get(name, name)
         if not found or last[0] != name or epoch <= last[1]:
             found.append(Phase(name, done, []))
@@ -120,7 +117,7 @@ def _value(value: Any) -> float | None:
 def _keys(parts: Sequence[Phase]) -> list[str]:
     """What was measured in any epoch: numbers only."""
     every = [entry for part in parts for entry in part.epochs]
-    keys = dict.fromkeys(key for entry in every for key in entry if key not in ("mode", "phase", "nodes", "round"))
+    keys = dict.fromkeys(key for entry in every for key in entry if key != "round")
     return [key for key in keys if any(_value(entry.get(key)) is not None for entry in every)]
 
 
