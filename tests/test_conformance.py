@@ -107,3 +107,25 @@ def test_what_breaks_a_rule_fails_the_check_of_that_rule(method: Any, check: str
     others = tuple(name for name in CHECKS if name != check)
     with pytest.raises(AssertionError, match=rf"fails the check '{check}': .*{message}"):
         check_method(method, skip=others)
+
+
+class KeepsAll(sc.Method):
+    def select(self, task: Task) -> Selection:
+        return {}
+
+
+def test_whatever_a_method_raises_fails_the_check() -> None:
+    with pytest.raises(
+        AssertionError, match=r"KeepsAll fails the check '\w+': BudgetError: KeepsAll keeps [\d,]+ MACs"
+    ):
+        check_method(KeepsAll())
+    with pytest.raises(sc.ConfigError, match="There is no method 'nothing'"):
+        check_method("nothing")
+
+
+def test_scores_by_group() -> None:
+    class ByGroup(Good):
+        def scores(self, task: Task) -> dict[Any, Tensor]:
+            return {task.graph[name]: found for name, found in super().scores(task).items()}
+
+    CHECKS["budget_is_met_and_used_up"](ByGroup())

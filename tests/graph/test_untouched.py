@@ -286,6 +286,30 @@ def test_a_stale_cache_is_as_good_as_none() -> None:
     assert [g.reason for g in sc.trace(model, image()).groups] == [g.reason for g in graph.groups]
 
 
+@pytest.mark.parametrize("key", [lambda x: x.device, lambda x: (str(x.device), x.dtype), lambda x: len(x)])
+def test_what_the_code_has_cached_is_found_whatever_it_is_cached_by(key: Any) -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)
+            self.bias = nn.Parameter(torch.rand(8, 1, 1))
+            self.cache: dict[Any, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            if key(x) not in self.cache:
+                self.cache[key(x)] = self.bias * 2
+            return self.c(self.b(self.a(x)) + self.cache[key(x)])
+
+    model = Cached().eval()
+    with torch.no_grad():
+        model(image())
+    graph = sc.trace(model, image())
+    assert graph["a"].prunable
+    assert not graph["b"].prunable
+    plan = graph.plan({"a": [0, 1]})
+    assert sc.verify(model, plan, image()) < 1e-5
+
+
 @functools.lru_cache
 def split(shape: tuple[int, ...]) -> tuple[int, ...]:
     n, c, h, w = shape

@@ -116,8 +116,29 @@ def test_two_classes_cannot_have_one_name() -> None:
     class Other(sc.Criterion):
         pass
 
-    with pytest.raises(ValueError, match="'l1' is registered already"):
+    with pytest.raises(sc.ConfigError, match="'l1' is registered already"):
         sc.register("l1")(Other)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "a,b", "python:x", "3d", 3, None])
+def test_names_that_cannot_be_given(name: object) -> None:
+    known = sc.methods()
+    with pytest.raises(sc.ConfigError, match="is not a valid name of a method: use letters"):
+        sc.register(name)
+    assert sc.methods() == known
+
+
+def test_what_cannot_be_registered() -> None:
+    class Other(sc.Criterion):
+        pass
+
+    known = sc.methods()
+    with pytest.raises(sc.ConfigError, match=r'needs a name: write @sc\.register\("other"\)'):
+        sc.register(Other)
+    for wrong in (dict, Other(), Other.select):
+        with pytest.raises(sc.ConfigError, match="has to be a subclass of"):
+            sc.register("mine")(wrong)
+    assert sc.methods() == known
 
 
 @pytest.mark.parametrize("name", ["nearest", "python:nearest_package:Nearest"])

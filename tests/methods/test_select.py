@@ -206,6 +206,14 @@ def test_no_budget_keeps_all() -> None:
     )
 
 
+def test_a_network_that_is_within_the_budget_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a latency model, networks that are cut a little may take longer than the whole one."""
+    w = widths(sc.Budget(macs=0.5))
+    monkeypatch.setattr(w, "fits", lambda kept: bool((kept == w.sizes).all() or (kept <= w.sizes // 2).all()))
+    scores = {g.name: np.arange(g.size, dtype=float) for g in w.groups}
+    assert [len(kept) for kept in select_within_budget(w, scores).values()] == list(SIZES)
+
+
 def test_fill_gives_to_the_most_worthy_first() -> None:
     w = widths(sc.Budget(macs=0.5))
     low = np.ones(3, dtype=np.int64)

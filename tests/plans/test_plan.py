@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 import re
 from typing import Any
 
@@ -124,6 +126,32 @@ def test_a_plan_does_not_change(graph: PrunableGraph) -> None:
     with pytest.raises(AttributeError):
         plan.consumes.add(("x", 0))  # type: ignore[attr-defined]
     assert plan.to_json() == text
+
+
+def test_copies(graph: PrunableGraph) -> None:
+    plan = graph.plan({"a": [1, 2], "b": [0, 3]})
+    for other in (copy.copy(plan), copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+        assert other == plan
+        assert other.to_json() == plan.to_json()
+        with pytest.raises(TypeError):
+            other.kept["a.weight"]["x"] = 1
+
+
+def test_a_group_stands_for_its_name(graph: PrunableGraph) -> None:
+    assert graph.plan({graph["a"]: [1, 2]}) == graph.plan({"a": [1, 2]})
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["a"], {"a": [0]}])
+@pytest.mark.parametrize("use", [apply, mask, cut_, lambda model, plan: verify(model, plan, image())])
+def test_what_is_not_a_plan(model: nn.Module, use: Any, wrong: Any) -> None:
+    with pytest.raises(PlanError, match=r"is not a plan: make one with graph\.plan\(\{group name: kept indices\}\)"):
+        use(model, wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, ["a"], 3])
+def test_what_no_plan_is_made_from(graph: PrunableGraph, wrong: Any) -> None:
+    with pytest.raises(PlanError, match=r"A plan is made from a dict, \{group name: kept indices\}, not from"):
+        graph.plan(wrong)
 
 
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.prunable])

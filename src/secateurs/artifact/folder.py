@@ -32,6 +32,8 @@ def read(folder: StrPath) -> tuple[Plan, Card]:
     Raises ArtifactError for a folder that is missing, incomplete, damaged, or from a newer version, and PlanError for an
     inconsistent plan.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise ArtifactError(f"{folder!r:.80} is not a folder: pass its path, or hf:USER/NAME.")
     folder = local(folder)
     if not os.path.isdir(folder):
         other = ": it is a file, and an artifact is a folder" if os.path.isfile(folder) else ""

@@ -155,7 +155,7 @@ def default_workers() -> int:
 
 def _meant(spec: str) -> str:
     """Suggest a spec for one that is not valid, from what it names on disk or from the most similar form."""
-    path, known = Path(spec).expanduser(), ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL")
+    path, known = Path(spec).expanduser(), ("digits", "folder:PATH", "hf:NAME_OR_PATH", "wds:URL", "coco:PATH")
     if path.is_dir():
         family = "hf" if any(path.glob("*.parquet")) or (path / "dataset_info.json").is_file() else "folder"
         return f"There is a folder of that name: did you mean {family}:{shown(spec)}?"
@@ -163,7 +163,7 @@ def _meant(spec: str) -> str:
         return f"Did you mean {'wds' if spec.endswith('.tar') else 'hf'}:{shown(spec)}?"
     if path.is_file():
         return f"It is a file, and data is a folder of images, a Parquet file or shards: {', '.join(known)}."
-    like = {"folder:": known[1], "hf:": known[2], "wds:": known[3]}.get(spec, spec)
+    like = {"folder:": known[1], "hf:": known[2], "wds:": known[3], "coco:": known[4]}.get(spec, spec)
     return nearest(like, known)
 
 

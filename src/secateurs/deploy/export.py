@@ -160,7 +160,7 @@ def _format(path: Path, int8: Any) -> Format:
     if format is None:
         raise ConfigError(
             f"{shown(path)}: {path.suffix or 'no suffix'} is not a format that can be exported. "
-            f"{nearest(path.suffix, FORMATS)}"
+            f"{nearest(path.suffix.lower(), FORMATS)}"
         )
     if format.missing:
         raise ConfigError(f"{format.name} cannot be exported here: {format.missing}.")

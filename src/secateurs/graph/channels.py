@@ -25,6 +25,7 @@ Array = np.ndarray
 LISTED = 60  # groups that a notebook shows
 Shapes = Mapping[str, tuple[int, ...]]
 G = TypeVar("G", bound="ChannelGraph")
+T = TypeVar("T")
 
 
 class Clock(Protocol):
@@ -160,6 +161,11 @@ def parameter(model: nn.Module, name: str) -> Tensor:
 
 def _whole(index: Array, n: int) -> bool:
     return index.size == n and bool((index.ravel() == np.arange(n)).all())
+
+
+def by_name(found: Mapping[Any, T]) -> dict[str, T]:
+    """Return the values by the names of their groups. Keys may also be the groups themselves."""
+    return {key.name if isinstance(key, ChannelGroup) else key: value for key, value in found.items()}
 
 
 class ChannelGraph:

@@ -59,7 +59,8 @@ class Runs:
         self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
         self.example_inputs = to_model_device(model, example_inputs)
         self.training = Training(model, self.example_inputs, to_model_device(model, example_targets))
-        self.meta = True  # shapes are sufficient
+        # Shapes are sufficient; but a tensor that the code has cached by its device is not found there on another one.
+        self.meta = not self.state.has_constants
         self.depthwise: set[str] = set()  # the weights of depthwise convolutions, from the first run on
         self.choices: dict[tuple[str, str, int], int] = {}  # the chosen interpretation of each ambiguous site
 

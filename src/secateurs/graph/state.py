@@ -69,6 +69,8 @@ class State:
                 self._module(module)
                 if self._stack:
                     self._walk()
+        # Whether the code can reach tensors beside the model's parameters and buffers, such as those that it has cached.
+        self.has_constants = bool(self._contents)
         for other in others:
             self._visit(None, None, other)
             self._walk()

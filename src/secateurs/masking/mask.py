@@ -16,7 +16,7 @@ from secateurs.graph.labels import LABEL
 from secateurs.graph.tape import Labels
 from secateurs.masking.holders import computes, held_by, read_as_stored
 from secateurs.masking.reading import Axis, Reading
-from secateurs.plans.plan import Plan
+from secateurs.plans.plan import Plan, check_plan
 from secateurs.plans.stripes import as_mask
 
 
@@ -35,7 +35,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
 def masked_twin(model: nn.Module, plan: Plan, shared: Mapping[int, Tensor], *, everywhere: bool = True) -> nn.Module:
     """Return the masked network. It shares the parameters in `shared` (by id) with the model, except those that are masked.
     everywhere: also mask what code outside a PyTorch layer computes from the layer's weight."""
-    plan.check(model)
+    check_plan(plan, model)
     params = named_tensors(model)
     names = {name for name, _ in plan.consumes}
     computed = names - held_by(model, names, lambda module: not computes(module))

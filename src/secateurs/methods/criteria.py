@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, Setting
 from secateurs.graph import ChannelGroup
 from secateurs.graph.channels import parameter
 from secateurs.methods.criterion import Criterion
@@ -65,7 +65,10 @@ class BNScale(Criterion):
             if s.module in norms and s.param.endswith("weight")
         ]
         if not found:
-            raise ConfigError(f"bn-scale: no batch norm with a scale follows {group.name}; choose another criterion.")
+            raise ConfigError(
+                f"bn-scale: no batch norm with a scale follows {group.name}. Keep it whole with ",
+                Setting("exclude", (group.name,)), ", or choose another criterion.",
+            )  # fmt: skip
         return torch.stack(found).mean(0)
 
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from secateurs.data.structure import kind_of
 from secateurs.errors import ConfigError, nearest
 from secateurs.graph import ChannelGroup
+from secateurs.graph.channels import by_name
 from secateurs.methods.costs import power_of
 from secateurs.methods.method import Method, Task, undefined
 from secateurs.methods.ranking import Ranking, ranked
@@ -73,6 +74,7 @@ class Criterion(Method):
             raise ConfigError(
                 f"{self.name}.scores must return {{group name: tensor of a score for each channel}}, not {kind_of(found)}."
             )
+        found = by_name(found)
         names = {g.name for g in task.graph.groups}
         if unknown := [name for name in found if name not in names]:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -29,6 +30,7 @@ ALIASES = {
     "stripe": ("pff", "l2-stripes"), "stripes": ("pff", "l2-stripes"), "shapes": ("pff",), "pattern": ("pff", "l2-stripes"),
 }  # fmt: skip
 MODULE = "python:"  # begins the name of a class in a module
+NAME = re.compile(r"[^\W\d_][\w.-]*")
 
 M = TypeVar("M", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}
@@ -47,18 +49,33 @@ def register(name: str) -> Callable[[M], M]:
         [project.entry-points."secateurs.methods"]
         first = "package.module:First"
 
-    Raises ValueError where there is a method of that name.
+    Raises ConfigError for a class that is not a method, for a name that the command line cannot have, and for the name of
+    another method.
     """
+    if isinstance(name, type):
+        raise ConfigError(f'@sc.register needs a name: write @sc.register("{name.__name__.lower()}").')
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is not a valid name of a method: use letters, digits, '-', '_' and '.', and begin with a letter."
+        )
 
     def decorate(cls: M) -> M:
-        known = _METHODS.get(name)
-        if known is not None and _place(known) != _place(cls):
-            raise ValueError(f"a method named {name!r} is registered already: {known.__qualname__}")
-        cls.name = name
-        _METHODS[name] = cls
-        return cls
+        _method(cls, getattr(cls, "__qualname__", repr(cls)))
+        return _add(name, cls)
 
     return decorate
+
+
+def _add(name: str, cls: M) -> M:
+    known = _METHODS.get(name)
+    if known is not None and _place(known) != _place(cls):
+        raise ConfigError(
+            f"A method named {name!r} is registered already: {known.__qualname__}. Register {cls.__qualname__} under another "
+            "name."
+        )
+    cls.name = name
+    _METHODS[name] = cls
+    return cls
 
 
 def _place(cls: type) -> tuple[str, str]:
@@ -165,11 +182,17 @@ def _letters(name: str) -> str:
 
 def _checked(found: Any, name: str, what: str) -> type[Method]:
     """A class that is a method, named if it has not registered under a name of its own."""
+    cls = _method(found, what)
+    return cls if _METHODS.get(cls.name) is cls else _add(name, cls)
+
+
+def _method(found: Any, what: str) -> type[Method]:
+    """Return a class that is a method. Raises ConfigError for anything else."""
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ConfigError(
             f"{what} is not a method: it has to be a subclass of sc.Method, sc.Criterion or sc.TrainingMethod."
         )
-    return found if _METHODS.get(found.name) is found else register(name)(found)
+    return found
 
 
 def _declared() -> dict[str, EntryPoint]:

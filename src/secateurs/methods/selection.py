@@ -10,6 +10,7 @@ import numpy as np
 
 from secateurs.data.structure import kind_of
 from secateurs.errors import ConfigError
+from secateurs.graph.channels import by_name
 from secateurs.plans import Plan, PrunableGraph
 
 Channels = dict[str, np.ndarray]  # group name → kept channels, sorted; groups left out stay whole
@@ -40,7 +41,7 @@ class Selection:
             raise ConfigError(
                 f"{whose} must return the channels to keep, {{group name: indices}}, or a Selection, not {kind_of(found)}."
             )
-        return cls(found)
+        return cls(by_name(found))
 
     def plan(self, graph: PrunableGraph, *, allow_inexact: bool = False) -> Plan:
         """The plan of this selection for the network of the graph. Raises PlanError as `graph.plan` does."""

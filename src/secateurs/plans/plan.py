@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from torch import nn
 from secateurs.errors import ArtifactError, PlanError
 from secateurs.files import StrPath, check_format, parse_json, shown
 from secateurs.graph import Cost, attributes
-from secateurs.graph.channels import ChannelGraph, named_tensors
+from secateurs.graph.channels import ChannelGraph, by_name, named_tensors
 from secateurs.graph.figures import named_like_a_width
 from secateurs.graph.inputs import check_model
 from secateurs.graph.trace import trace as trace_channels
@@ -56,6 +57,12 @@ class Plan:
         return (
             f"Plan({len(self.groups)} groups cut to {left} channels, {len(self.kept)} parameters, exact={self.exact})"
         )
+
+    def __reduce__(self) -> Any:  # for copies: a mapping proxy cannot be pickled
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+        values["kept"] = {param: dict(axes) for param, axes in self.kept.items()}
+        return partial(Plan, **values), ()
 
     def check(self, model: nn.Module) -> None:
         """Raise PlanError unless the plan fits the model's parameters, and TraceError if the model is a wrapper."""
@@ -251,6 +258,13 @@ class PlanRecord(BaseModel):
         return plan
 
 
+def check_plan(plan: Any, model: nn.Module) -> None:
+    """Raise PlanError for what is not a plan, or not one for this model; TraceError for a wrapper around the model."""
+    if not isinstance(plan, Plan):
+        raise PlanError(f"{plan!r:.80} is not a plan: make one with graph.plan({{group name: kept indices}}).")
+    plan.check(model)
+
+
 class PrunableGraph(ChannelGraph):
     """A channel graph that creates plans."""
 
@@ -272,6 +286,8 @@ class PrunableGraph(ChannelGraph):
         Raises PlanError for an unknown or unprunable group, indices that repeat or are out of range, and a selection
         that would leave a group empty, or with fewer channels than its `least`; likewise for stripes.
         """
+        if not isinstance(selection, Mapping):
+            raise PlanError(f"A plan is made from a dict, {{group name: kept indices}}, not from {selection!r:.80}.")
         kept: dict[str, dict[int, np.ndarray]] = {}
         groups: dict[str, Kept] = {}
         least: dict[str, int] = {}
@@ -279,7 +295,7 @@ class PrunableGraph(ChannelGraph):
         seen: dict[str, str] = {}
         consumes: set[tuple[str, int]] = set()
         exact = True
-        for name, wanted in selection.items():
+        for name, wanted in by_name(selection).items():
             group = self[name]
             if group.name in seen:
                 raise PlanError(f"The selection has group {group.name} twice: as {seen[group.name]} and as {name}.")

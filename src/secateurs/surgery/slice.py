@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from secateurs.errors import PlanError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
-from secateurs.plans.plan import Kept, Plan
+from secateurs.plans.plan import Kept, Plan, check_plan
 from secateurs.surgery import stripes as S
 from secateurs.surgery.processes import retire_wrappers, sharded
 
@@ -24,7 +24,7 @@ from secateurs.surgery.processes import retire_wrappers, sharded
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a new module with what the plan keeps. The given module is not modified. Raises PlanError if the plan is for
     another network."""
-    plan.check(model)
+    check_plan(plan, model)
     small = remade(model, _slices(model, plan), plan.attributes)
     S.replace_(small, plan.stripes, plan.shapes, plan.kept)
     return small
@@ -42,7 +42,7 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | Iterable[Optimizer
 
     If something does not fit, raises PlanError (TraceError for a model that is wrapped or sharded) and changes nothing.
     """
-    plan.check(model)
+    check_plan(plan, model)
     optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     params = named_tensors(model)
     new = {id(params[name]): _like(params[name], w) for name, w in _slices(model, plan).items()}

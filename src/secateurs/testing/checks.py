@@ -33,7 +33,7 @@ def check_method(method: str | Method, *, skip: tuple[str, ...] = ()) -> None:
     A method passed by name runs with few epochs. skip: names of checks to skip. Takes a few seconds; methods
     that train take longer. `CHECKS[name](method)` runs a single one, for a parametrized test.
 
-    Raises AssertionError with the name of the check and what failed.
+    Raises AssertionError with the name of the check and what failed, and ConfigError for a method that does not exist.
     """
     chosen = quick(method)
     for name, check in CHECKS.items():
@@ -41,8 +41,9 @@ def check_method(method: str | Method, *, skip: tuple[str, ...] = ()) -> None:
             continue
         try:
             check(chosen)
-        except AssertionError as error:
-            raise AssertionError(f"{chosen.name or type(chosen).__name__} fails the check {name!r}: {error}") from error
+        except Exception as error:
+            said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            raise AssertionError(f"{chosen.name or type(chosen).__name__} fails the check {name!r}: {said}") from error
 
 
 def quick(method: str | Method) -> Method:

@@ -339,7 +339,7 @@ def _rank(scores: Array) -> Array:
 
 def _first(most: int, holds: Callable[[int], bool]) -> int:
     """The smallest k up to `most` for which the condition holds; it is assumed to hold for `most`."""
-    low, high = 0, most
+    low, high = 0, 0 if holds(0) else most  # by a latency model, a cut network may take longer than the whole one
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
