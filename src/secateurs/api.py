@@ -26,20 +26,20 @@ from secateurs.files import check_writable
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
 from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
-from secateurs.methods.method import Method, Scope, Task
+from secateurs.methods.method import Method, Scope
 from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.methods.rounds import Rounds, Schedule
 from secateurs.placement import Placement
-from secateurs.plans import PrunableGraph, trace
-from secateurs.preflight import check, check_unknown
+from secateurs.plans import PrunableGraph
+from secateurs.preflight import check, check_unknown, task_for, traced
 from secateurs.result import Result
 from secateurs.seeds import preserve_rng_state
 from secateurs.speed import slower
 from secateurs.stripes import tune
-from secateurs.surgery.verify import check_copy, check_deterministic
+from secateurs.surgery.verify import check_copy
 from secateurs.tasks import VisionTask
-from secateurs.timing import clocked, timing
+from secateurs.timing import timing
 from secateurs.training import Hook, Objective, Phase, processes
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
@@ -190,8 +190,7 @@ def prune(
     check_copy(model, given, example_inputs)
     if purpose is not None and source is not None and targets is None:
         targets = purpose.example_targets(model, source, objective)
-    if graph is None:
-        graph = trace(model, example_inputs, allow_inexact=allow_inexact, example_targets=targets)
+    graph = traced(model, example_inputs, graph, allow_inexact=allow_inexact, example_targets=targets)
     if purpose is not None:
         measured = metrics is None and source is not None and source.val is not None
         objective = purpose.fitted(objective, original, example_inputs, measured)
@@ -199,11 +198,12 @@ def prune(
         "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
         "save_seconds": save_seconds, "track": track,
     }  # fmt: skip
-    job = _task(
-        model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=phase(folder, "prune", options), resume=resume, graph=graph, report=report, device=placement.device,
+    scope = scope or chosen.default_scope
+    job = task_for(
+        chosen, model, graph, example_inputs, budget, scope, limits.on(graph, scope), data=source, seed=seed,
+        engine_options=phase(folder, "prune", options), resume=resume, report=report, device=placement.device,
         folder=folder if resume else None,
-    )  # fmt: skip
+    ).for_method(chosen)  # fmt: skip
     division.check(chosen, job.budget)
     graph = job.graph
     report(f"traced {len(graph.groups)} channel groups, {len(job.groups)} to cut")
@@ -329,10 +329,11 @@ def attach(
                 "Pass forward=lambda model, batch: (outputs, targets) to run the model on batches of another form."
             ) from error
     limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
-    task = _task(
-        model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
+    graph, scope = traced(model, example_inputs, None, allow_inexact=allow_inexact), scope or chosen.default_scope
+    task = task_for(
+        chosen, model, graph, example_inputs, budget, scope, limits.on(graph, scope), data=source, seed=seed,
         engine_options={"objective": objective}, log=note,
-    )  # fmt: skip
+    ).for_method(chosen)  # fmt: skip
     for line in task.unused(chosen):
         log.warning(line)
     pruner = chosen.attach(task)
@@ -370,23 +371,3 @@ def widen(
     wide, how, _ = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
     remember_widened(wide, model, how.record())
     return wide
-
-
-def _task(
-    model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, limits: Limits, *,
-    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None,
-    report: Callable[[str], None] = lambda line: None, device: torch.device | None = None, folder: Path | None = None,
-    **rest: Any,
-) -> Task:  # fmt: skip
-    """Trace, and refuse before any work what cannot be done."""
-    if graph is None:
-        graph = trace(model, example_inputs, allow_inexact=allow_inexact, example_targets=example_targets)
-    if graph.random and not allow_inexact:
-        check_deterministic(model, example_inputs)
-    scope = scope or method.default_scope
-    bounds = limits.on(graph, scope)
-    graph = clocked(
-        model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)), device=device,
-        stripes=method.cuts == "stripes", folder=folder,
-    )  # fmt: skip
-    return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)

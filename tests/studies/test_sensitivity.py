@@ -337,7 +337,7 @@ def test_an_early_end_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monke
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure, "trace", interrupted)
+    monkeypatch.setattr(measure, "traced", interrupted)
     with pytest.raises(KeyboardInterrupt):
         study(folder=tmp_path / "runs" / "s")
     assert not list(tmp_path.iterdir())

@@ -83,7 +83,7 @@ def demo(
 
     import secateurs as sc
     import secateurs.report as report
-    from secateurs.methods import Task
+    from secateurs.preflight import task_for
     from secateurs.runs.purpose import Purpose
     from secateurs.runs.sources import DataSpec, rewind
     from secateurs.runs.training import check_epochs
@@ -101,9 +101,8 @@ def demo(
     graph = sc.trace(network, inputs)
     for name, method in chosen.items():
         try:
-            task = Task(network, graph, budget, method.default_scope, data, seed, inputs)
-            method.check(task)
-            method.feasible(task)
+            task = task_for(method, network, graph, inputs, budget, None, {}, data=data, seed=seed)
+            task.for_method(method)
         except BudgetError as error:  # without advice on a scope, which is not to be had here
             raise error.within(f"{name}: ").advised() from error
     rewind(data)

@@ -24,10 +24,11 @@ from secateurs.files import check_writable, dump_json, read_json, shown
 from secateurs.graph import Cost
 from secateurs.graph import count as counted
 from secateurs.keywords import explained
-from secateurs.methods import Method, Task, resolve
+from secateurs.methods import Method, resolve
 from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
 from secateurs.plans import PrunableGraph, trace
+from secateurs.preflight import task_for
 from secateurs.report import count
 from secateurs.result import Result, described
 from secateurs.runs.cut import pick_device
@@ -282,7 +283,7 @@ class _Stages:
         cost, scaled = counted(base, inputs), graph.cost()
         budget = self._budget(cost, scaled)
         bounds = self.limits.on(graph, self.scope)
-        task = Task(wide, graph, budget, self.scope, data, self.seed, inputs, bounds=bounds)
+        task = task_for(self.method, wide, graph, inputs, budget, self.scope, bounds, data=data, seed=self.seed)
         widths = task.widths
         least = widths.cost(widths.lowest).macs if widths.groups else 0
         if widths.groups and least > budget.limits(scaled).macs:

@@ -34,8 +34,8 @@ from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.oracle.ablation import readers
 from secateurs.methods.oracle.prefix import Prefix
 from secateurs.placement import Placement
-from secateurs.plans import PrunableGraph, trace
-from secateurs.preflight import check
+from secateurs.plans import PrunableGraph
+from secateurs.preflight import check, task_for, traced
 from secateurs.recovery import IMAGES as CALIBRATE
 from secateurs.recovery.calibrate import after_cut_
 from secateurs.report import count, duration
@@ -46,7 +46,6 @@ from secateurs.studies.sensitivity.asked import criterion, fractions, recorded
 from secateurs.studies.sensitivity.record import Record, taken_over
 from secateurs.studies.sensitivity.result import Cut, Group, Sensitivity, primary
 from secateurs.surgery import apply
-from secateurs.surgery.verify import check_deterministic
 from secateurs.training import CrossEntropy, Objective
 from secateurs.training import batches as B
 from secateurs.training.checks import Check
@@ -149,14 +148,12 @@ def sensitivity(
     network = copied(placement.working_copy(model, where)).eval()
     inputs = placement.working_inputs(example_inputs, where)
     targets = None if example_targets is None else placement.working_inputs(example_targets, where)
-    if graph is None:
-        graph = trace(network, inputs, allow_inexact=allow_inexact, example_targets=targets)
-    if graph.random and not allow_inexact:
-        check_deterministic(network, inputs)
+    graph = traced(network, inputs, graph, allow_inexact=allow_inexact, example_targets=targets)
     scope = scope or chosen.default_scope
     options = {"device": where, "objective": objective, "progress": progress}
-    task = Task(
-        network, graph, None, scope, source, seed, inputs, options, bounds=limits.on(graph, scope)
+    task = task_for(
+        chosen, network, graph, inputs, None, scope, limits.on(graph, scope), data=source, seed=seed,
+        engine_options=options,
     )  # fmt: skip
     task.widths.check()
     if not objective.whole and chosen.reads_labels:
