@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from secateurs import artifact, recovery, tasks, training
+from secateurs import artifact, recovery, training
 from secateurs.artifact import Signature
 from secateurs.artifact.history import is_warning
 from secateurs.artifact.provenance import remember_cut, remember_widened, source_of
@@ -39,6 +39,7 @@ from secateurs.speed import slower
 from secateurs.stripes import tune
 from secateurs.surgery.verify import check_copy
 from secateurs.tasks import VisionTask
+from secateurs.tasks.purpose import Purpose
 from secateurs.timing import timing
 from secateurs.training import Hook, Objective, Phase, processes
 from secateurs.training.losses import Loss
@@ -163,10 +164,8 @@ def prune(
     if steps and data is None:
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
-    source, purpose = None if data is None else Data.of(data), None if task is None else tasks.resolve(task)
-    functions = {"loss": loss, "step": step, "forward": forward, "metrics": metrics}
-    own = {name: value for name, value in functions.items() if value is not None}
-    objective = Objective(**{**({} if purpose is None else purpose.functions()), **own})
+    source, purpose = None if data is None else Data.of(data), Purpose.of(task, loss, step, forward, metrics)
+    objective = purpose.base
     images = images_of(calibrate, source, seed, objective)
     folder = None if folder is None else Path(folder)
     phases = ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]
@@ -188,12 +187,12 @@ def prune(
     # Methods get a copy: some train it, and the given model has to be as it was whatever a method does.
     model = copied(original) if original is model or isinstance(chosen, TrainingMethod) else original
     check_copy(model, given, example_inputs)
-    if purpose is not None and source is not None and targets is None:
-        targets = purpose.example_targets(model, source, objective)
+    if purpose.named and source is not None and targets is None:
+        targets = purpose.example_targets(model, source)
     graph = traced(model, example_inputs, graph, allow_inexact=allow_inexact, example_targets=targets)
-    if purpose is not None:
-        measured = metrics is None and source is not None and source.val is not None
-        objective = purpose.fitted(objective, original, example_inputs, measured)
+    if purpose.named:
+        measured = source is not None and source.val is not None
+        objective = purpose.objective(original, example_inputs, measured)
     options = {
         "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
         "save_seconds": save_seconds, "track": track,
@@ -219,7 +218,7 @@ def prune(
         if not hooks:  # they may change batches
             recovery.check_data([recipe for _, recipe in steps], original, source, objective)
     before = figures(graph.cost(), original, source, objective)
-    guessed = purpose is None and objective.by_classes and not objective.metrics
+    guessed = not purpose.named and objective.by_classes and not objective.metrics
     if guessed and before.top1 is None and before.loss is not None:
         log.warning(
             "the network has a class for each pixel, and only the loss is measured: task='segmentation' measures mIoU and "
@@ -233,7 +232,7 @@ def prune(
             "budget": None if budget is None else budget.record(), "scope": job.scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
             "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
-            "weights": weights, **({} if purpose is None else {"task": purpose.card()}),
+            "weights": weights, **({"task": purpose.task.card()} if purpose.named else {}),
         },
         Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
     )  # fmt: skip
@@ -257,7 +256,8 @@ def prune(
         report(slow)
         told = (*told, slow)
     result = work.result(found, told)
-    return replace(result, settings={**result.settings, "functions": sorted(own)}) if own else result
+    own = sorted(purpose.given)
+    return replace(result, settings={**result.settings, "functions": own}) if own else result
 
 
 def attach(

@@ -99,8 +99,8 @@ def compare_criteria(
     from secateurs.plans import trace
     from secateurs.runs.curves import CurveRecord, values
     from secateurs.runs.cut import pick_device
-    from secateurs.runs.purpose import Purpose
     from secateurs.studies import one_by_one
+    from secateurs.tasks.purpose import Purpose
 
     purpose = Purpose.of((task_options or TaskOptions()).chosen())
     model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec().complete(purpose.task)

@@ -84,9 +84,9 @@ def demo(
     import secateurs as sc
     import secateurs.report as report
     from secateurs.preflight import task_for
-    from secateurs.runs.purpose import Purpose
     from secateurs.runs.sources import DataSpec, rewind
     from secateurs.runs.training import check_epochs
+    from secateurs.tasks.purpose import Purpose
 
     torch.set_num_threads(1)  # so small a network gains nothing by more, and loses much where cores are shared
     chosen = _methods(methods)
@@ -157,8 +157,8 @@ def _pruned(
 ) -> tuple[Result, float]:
     """The result, and the seconds that it took."""
     import secateurs as sc
-    from secateurs.runs.purpose import Purpose
     from secateurs.runs.sources import rewind
+    from secateurs.tasks.purpose import Purpose
 
     began = time.perf_counter()
     rewind(data)

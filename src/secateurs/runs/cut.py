@@ -33,11 +33,11 @@ from secateurs.report.curves import can_plot
 from secateurs.result import Result, described
 from secateurs.runs import stages
 from secateurs.runs.folder import FOLDER, OVERWRITE, PICTURE, RESUME, RunFolder
-from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, rewind
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining, trained
+from secateurs.tasks.purpose import Purpose
 from secateurs.training import Objective, Phase, Recipe
 from secateurs.training.processes import check as check_processes
 from secateurs.training.processes import first

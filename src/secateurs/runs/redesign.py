@@ -34,12 +34,12 @@ from secateurs.result import Result, described
 from secateurs.runs.cut import pick_device
 from secateurs.runs.folder import OVERWRITE, RunFolder, write
 from secateurs.runs.prune import silent
-from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import ROWS, Redesign
 from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, as_source, rewind
 from secateurs.runs.training import RedesignTraining, trained
 from secateurs.surgery import reinitialize
 from secateurs.tasks import VisionTask
+from secateurs.tasks.purpose import Purpose
 from secateurs.training import CheckpointStore, Engine, Objective, Recipe
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step

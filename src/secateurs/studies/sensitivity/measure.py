@@ -39,13 +39,13 @@ from secateurs.preflight import check, task_for, traced
 from secateurs.recovery import IMAGES as CALIBRATE
 from secateurs.recovery.calibrate import after_cut_
 from secateurs.report import count, duration
-from secateurs.runs.purpose import Purpose
 from secateurs.seeds import preserve_rng_state
 from secateurs.studies.fingerprint import fingerprint
 from secateurs.studies.sensitivity.asked import criterion, fractions, recorded
 from secateurs.studies.sensitivity.record import Record, taken_over
 from secateurs.studies.sensitivity.result import Cut, Group, Sensitivity, primary
 from secateurs.surgery import apply
+from secateurs.tasks.purpose import Purpose
 from secateurs.training import CrossEntropy, Objective
 from secateurs.training import batches as B
 from secateurs.training.checks import Check
@@ -128,7 +128,8 @@ def sensitivity(
         raise ConfigError(Setting("images", images), " is not valid: it must be an integer of at least 1.")
     if data is None:
         raise ConfigError("A sensitivity study measures on data: pass data=sc.Data(train=…, val=…).")
-    source, objective = Data.of(data), Objective(loss, step, forward, metrics or {})
+    source, purpose = Data.of(data), Purpose.of(None, loss, step, forward, metrics or None)
+    objective = purpose.base
     if source.val is None:
         raise ConfigError("A sensitivity study measures on validation data: pass data=sc.Data(train=…, val=…).")
     limits = Limits(exclude, only).named(model)
@@ -139,7 +140,7 @@ def sensitivity(
             "weights": artifact.weights_digest(model), "method": recorded(chosen), "shares": shares, "images": images,
             "calibrate": calibrate is not False, "scope": scope or chosen.default_scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "metric": metric, "seed": seed,
-            **Purpose.of(None, loss, step, forward, metrics or None).record(), "data": fingerprint(source),
+            **purpose.record(), "data": fingerprint(source),
             **(settings or {}),
         },
     )  # fmt: skip
