@@ -22,6 +22,7 @@ from secateurs.calibration import images_of
 from secateurs.data import Data
 from secateurs.devices import usable
 from secateurs.errors import ConfigError, Setting
+from secateurs.files import shown
 from secateurs.graph import ChannelGroup
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
@@ -145,6 +146,9 @@ def sensitivity(
         },
     )  # fmt: skip
     earlier = None if record is None else record.open(resume, overwrite)
+    if record is not None and earlier is not None and earlier.finished:
+        report(f"{shown(record.file)} is finished already: nothing to do.")
+        return earlier
     placement = Placement.of(model)
     network = copied(placement.working_copy(model, where)).eval()
     inputs = placement.working_inputs(example_inputs, where)
@@ -163,9 +167,7 @@ def sensitivity(
     done = taken_over(earlier, [g.name for g in task.groups])
     report(work.extent(len(done)))
     base, once = _timed(work.base) if earlier is None else (earlier.base, 0.0)
-    calibrated, again = (
-        _timed(work.base_calibrated) if earlier is None or not earlier.finished else (earlier.base_calibrated, 0.0)
-    )
+    calibrated, again = _timed(work.base_calibrated)
     name = primary(metric, base, tuple(objective.metrics))
     higher = name != "loss" and higher_is_better(objective.metrics.get(name.partition(".")[0]))
 
@@ -177,8 +179,6 @@ def sensitivity(
             seconds=(0.0 if earlier is None else earlier.seconds) + time.perf_counter() - began,
         )  # fmt: skip
 
-    if earlier is not None and earlier.finished:
-        return earlier
     each = earlier.seconds / len(done) if earlier is not None and done else work.expected(once, again)
     left = len(task.groups) - len(done)
     if each * left >= LONG:
