@@ -135,11 +135,7 @@ def _measure(
     masks = torch.ones(len(order) + 1, group.size)
     for i, channel in enumerate(order):
         masks[i + 1 :, channel] = 0
-    assessor = Assessor(task, 1, precision=precision)
-    assessor.batches = assessor.hold(iter(validation), "val")
-    ablation = Judging(assessor, group)
-    with ablation:
-        return ablation.figures(masks, assessor.batches)
+    return Judging(Assessor(task, validation, precision=precision), group).figures(masks)
 
 
 # -- orders ------------------------------------------------------------------------------------------------------------
