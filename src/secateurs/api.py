@@ -31,7 +31,7 @@ from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.methods.rounds import Rounds, Schedule
 from secateurs.placement import Placement
-from secateurs.plans import PrunableGraph
+from secateurs.plans import Plan, PrunableGraph
 from secateurs.preflight import check, check_unknown, task_for, traced
 from secateurs.result import Result
 from secateurs.seeds import preserve_rng_state
@@ -159,7 +159,6 @@ def prune(
         raise ConfigError(
             f"recover={recover!r} is not a valid recovery: pass a recipe such as sc.Recover(epochs=3), or a list of recipes."
         )
-    modes = {name: module.training for name, module in model.named_modules()}
     steps = recovery.phases(recover)
     if steps and data is None:
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
@@ -224,22 +223,39 @@ def prune(
             "the network has a class for each pixel, and only the loss is measured: task='segmentation' measures mIoU and "
             "pixel accuracy, and metrics={…} what you choose"
         )
-    work = Pruning(
-        original, job, chosen, division, steps, options, before,
-        calibrate is not False, images, allow_inexact, targets, folder, report, origin, limits.record(),
-        {
-            **division.record(), "method": {"name": chosen.name, **chosen.model_dump(mode="json")},
-            "budget": None if budget is None else budget.record(), "scope": job.scope, "limits": limits.record(),
-            "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
-            "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
-            "weights": weights, **({"task": purpose.task.card()} if purpose.named else {}),
-        },
-        Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
-    )  # fmt: skip
+    settings = {
+        **division.record(), "method": {"name": chosen.name, **chosen.model_dump(mode="json")},
+        "budget": None if budget is None else budget.record(), "scope": job.scope, "limits": limits.record(),
+        "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
+        "recover": [{"mode": recipe.mode, **recipe.model_dump(mode="json")} for _, recipe in steps],
+        "weights": weights, **({"task": purpose.task.card()} if purpose.named else {}),
+    }  # fmt: skip
+    known = (None, None) if source is None else (source.classes, source.preprocess)
     with timing(job, budget, original, report, folder) as held:
-        work = replace(work, timing=held)
+        work = Pruning(
+            original=original, task=job, method=chosen, rounds=division, recover=steps, options=options, before=before,
+            calibrate=calibrate is not False, images=images, allow_inexact=allow_inexact, example_targets=targets,
+            folder=folder, report=report, source=origin, limits=limits.record(), settings=settings,
+            signature=Signature.of(given_inputs, *known), timing=held,
+        )  # fmt: skip
         found = work.run()
     small, plan = found.model, found.plan
+    _hand_over(small, plan, given, given_inputs, report)
+    remember_cut(small, origin, plan)
+    told = graph.warnings + graph.stale(plan.groups)
+    if check_speed and held is None and plan.kept and not plan.stripes and (slow := slower(given, small, given_inputs)):
+        report(slow)
+        told = (*told, slow)
+    result = work.result(found, told)
+    own = sorted(purpose.given)
+    return replace(result, settings={**result.settings, "functions": own}) if own else result
+
+
+def _hand_over(
+    small: nn.Module, plan: Plan, given: nn.Module, example_inputs: Any, report: Callable[[str], None]
+) -> None:
+    """Make the cut network like the given one: its device, dtypes and modes. Its stripes get the fastest kernels there."""
+    placement, modes = Placement.of(given), {name: module.training for name, module in given.named_modules()}
     placement.restore(small)
     if plan.stripes:
         tune(small, placement.restored_inputs(example_inputs))
@@ -250,14 +266,6 @@ def prune(
         )
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
-    remember_cut(small, origin, plan)
-    told = graph.warnings + graph.stale(plan.groups)
-    if check_speed and held is None and plan.kept and not plan.stripes and (slow := slower(given, small, given_inputs)):
-        report(slow)
-        told = (*told, slow)
-    result = work.result(found, told)
-    own = sorted(purpose.given)
-    return replace(result, settings={**result.settings, "functions": own}) if own else result
 
 
 def attach(
