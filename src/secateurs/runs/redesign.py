@@ -258,8 +258,7 @@ class _Stages:
 
     def prepare(self, build: Builder) -> Ready:
         """Check, before any work, whatever would make the run fail later."""
-        where = pick_device(self.device)
-        purpose = self.purpose
+        where, purpose = pick_device(self.device), self.purpose
         data = self.data.load(self.seed, where, purpose.task, self.network.num_classes)
         check_trackers(self.track, self.folder.folder)
         base = build(data, where, self.seed)
