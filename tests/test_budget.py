@@ -58,6 +58,16 @@ def test_limits(figures: dict[str, Any], limits: tuple[int, int]) -> None:
     assert Budget(**figures).limits(Cost(1000, 90)) == Cost(*limits)
 
 
+def test_a_time_that_the_network_already_takes_is_no_limit() -> None:
+    base, cut = Cost(1000, 90, 0.5), Cost(500, 40, 0.55)  # the model's error
+    for budget in (Budget(ms=1e6), Budget(ms=501.0), Budget(ms=1e6, macs=0.5).tightened(1.0)):
+        budget.check(base, cut)
+        assert budget.allows(cut, base)
+    with pytest.raises(BudgetError, match=r"ms=499\.0.*cannot be met"):
+        Budget(ms=499.0).check(base, cut)
+    assert not Budget(latency=1.0).allows(cut, base)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

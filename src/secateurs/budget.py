@@ -18,6 +18,9 @@ from secateurs.keywords import explained
 
 FLOPS = "FLOPs are two for each MAC: pass macs=…, half of the FLOPs, or the fraction that stays."
 COUNTS = ("macs", "params")
+LOOSE = (
+    2.0  # the limit where the uncut network is fast enough: for a cut one a model may predict a little more than for it
+)
 
 
 @explained(BudgetError, {"flops": FLOPS, "FLOPs": FLOPS})
@@ -141,7 +144,8 @@ class Budget:
                 raise ConfigError(
                     "A budget of time needs a graph with a latency model: pass it to prune(…), which makes one."
                 )
-            latency *= self.goal(latency) if self.tight is None else self.tight
+            share = self.goal(latency) if self.tight is None else self.tight
+            latency *= LOOSE if self.latency is None and share >= 1 else share
         return Cost(_absolute(self.macs, base.macs), _absolute(self.params, base.params), latency)
 
     def allows(self, cost: Cost, base: Cost) -> bool:

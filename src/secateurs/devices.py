@@ -153,3 +153,11 @@ def first_line(command: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return (done.stdout.strip().splitlines() or [""])[0].strip() if done.returncode == 0 else ""
+
+
+def memory() -> int | None:
+    """Bytes of memory in this machine; None if unknown."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

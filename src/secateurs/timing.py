@@ -16,7 +16,7 @@ from secateurs.artifact.fields import Latency
 from secateurs.budget import Budget
 from secateurs.devices import device_of
 from secateurs.errors import BudgetError, ConfigError, Setting
-from secateurs.latency import FitRecord, LatencyModel, Measured, Stopwatch, curve, modelled, notes, stopwatch, tabulated
+from secateurs.latency import FitRecord, LatencyModel, Measured, Stopwatch, curve, modeled, notes, stopwatch, tabulated
 from secateurs.methods.limits import Bounds, free
 from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.registry import resolve
@@ -88,7 +88,7 @@ def clocked(
     if not groups:
         made = plain.timed(tabulated(plain, inputs, target, report))
     else:
-        made = plain.timed(modelled(model, plain, inputs, target, groups=groups, report=report, seed=seed, fit=fit))
+        made = plain.timed(modeled(model, plain, inputs, target, groups=groups, report=report, seed=seed, fit=fit))
     return _striped(made, model, inputs) if stripes else made
 
 

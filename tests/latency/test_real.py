@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
-from secateurs.latency import build, modelled, runtimes, stopwatch
+from secateurs.latency import build, modeled, runtimes, stopwatch
 from secateurs.latency.geometry import DEPTHWISE, Geometry
 from secateurs.latency.runtimes import in_torch, repeats
 from secateurs.latency.stopwatch import Stopwatch
@@ -102,7 +102,7 @@ def test_a_file_that_stands_for_a_cut_network(hasty: None) -> None:
 def test_a_fit_is_read_again(hasty: None) -> None:
     model, graph = network(), sc.trace(network(), X)
     groups = [g for g in graph.groups if g.prunable]
-    make = functools.partial(modelled, model, graph, X, sc.Target("torch-cpu", threads=1), groups=groups)
+    make = functools.partial(modeled, model, graph, X, sc.Target("torch-cpu", threads=1), groups=groups)
     said: list[str] = []
     first = make(report=said.append)
     assert any("latency model of torch-cpu, 1 thread: within" in line for line in said)

@@ -242,7 +242,7 @@ def test_losses_of_the_users_own() -> None:
                        r"targets \(4, 1\) int64: 0D or 1D target"):  # fmt: skip
         engine(net(), [(X, Y[:, None])], loss=nn.CrossEntropyLoss()).fit()
     with pytest.raises(DataError, match=r"^Batch 0 of val does not fit the loss"):
-        T.evaluate(net(), [(X, Y[:, None])], loss=lambda outputs, targets: outputs[targets.missing])
+        T.evaluate(net(), [(X, Y[:, None])], objective=T.Objective(lambda outputs, targets: outputs[targets.missing]))
 
 
 def test_a_loss_that_wants_what_the_model_puts_out_in_train_mode() -> None:

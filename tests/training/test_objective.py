@@ -165,7 +165,9 @@ def test_what_has_no_top1_shows_none() -> None:
     found = T.evaluate(segmenter(), [(X, M)])
     assert (found.top1, found.top5) == (None, None)
     assert found.loss is not None
-    one = T.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), [(X, torch.ones(4, 1))], loss=F.mse_loss)
+    one = T.evaluate(
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), [(X, torch.ones(4, 1))], objective=T.Objective(F.mse_loss)
+    )
     assert (one.top1, one.top5) == (None, None)
 
 
@@ -315,11 +317,11 @@ def test_a_loss_that_is_no_scalar(loss: Any, words: str) -> None:
     with pytest.raises(TrainingError, match=message):
         engine(net(), batches(2), loss=loss).fit()
     with pytest.raises(TrainingError, match=message):
-        T.evaluate(net(), batches(2), loss=loss)
+        T.evaluate(net(), batches(2), objective=T.Objective(loss))
 
 
 def test_float_targets_of_a_loss_of_ones_own_have_no_top1() -> None:
-    found = T.evaluate(net(), [(x, torch.randn(8, 4)) for x, _ in batches(2)], loss=F.mse_loss)
+    found = T.evaluate(net(), [(x, torch.randn(8, 4)) for x, _ in batches(2)], objective=T.Objective(F.mse_loss))
     assert (found.top1, found.top5) == (None, None)
 
 

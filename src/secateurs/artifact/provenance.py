@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.artifact import Source
+from secateurs.devices import memory
 from secateurs.errors import ArtifactError, PlanError, SecateursError, Setting
 from secateurs.files import brief, shown
 from secateurs.plans import Plan
@@ -141,7 +141,7 @@ class _Memory(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.left = memory()
+        self.left = memory() or 64 << 30
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and isinstance(args[0], list | tuple) and all(isinstance(n, int) for n in args[0]):  # empty, zeros, …
@@ -149,14 +149,6 @@ class _Memory(TorchDispatchMode):
             if self.left < 0:
                 raise ArtifactError("it would be larger than this machine's memory")
         return func(*args, **(kwargs or {}))
-
-
-def memory() -> int:
-    """Bytes of memory in this machine; 64 GiB if unknown."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 64 << 30
 
 
 def after_cut(source: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
+from secateurs.cli.options import Flag
 from secateurs.cli.task import no_network, recorded
 from secateurs.errors import ArtifactError
 
@@ -29,7 +30,7 @@ class ArtifactOptions:
     """outputs of the network, with --model"""
     input: str | None = None
     """shape of one input, such as 3,224,224; by default what the network was pruned on"""
-    trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    trust_code: Flag = False
     """import and run the code that the artifact's card names"""
 
 

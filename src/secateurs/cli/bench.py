@@ -10,14 +10,12 @@ from cyclopts import Parameter
 
 from secateurs.cli import options
 from secateurs.cli.artifacts import ArtifactOptions, Opened
-from secateurs.cli.options import Count, Folder, Names
+from secateurs.cli.options import Count, Flag, Folder, Names
 from secateurs.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from secateurs.deploy import Bench
     from secateurs.deploy.clock import Spread
-
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 def bench(

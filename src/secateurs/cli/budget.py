@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
 
 from cyclopts import Parameter
 
-from secateurs.cli.options import Count, pairs
+from secateurs.cli.options import Count, Many, pairs
 from secateurs.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class BudgetOptions:
     """the milliseconds that one run may take, as measured on the target of --target"""
     target: str | None = None
     """where time is measured: torch-cpu, torch-cuda, onnxruntime or openvino; by default PyTorch on the model's device"""
-    target_set: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    target_set: Many = ()
     """a setting of the target, key=value: batch=32, threads=1, precision=bf16, channels_last=true or mode=compile; may be given
     several times"""
     align: Align | None = None

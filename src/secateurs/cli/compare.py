@@ -13,14 +13,13 @@ from cyclopts.validators import Number
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions
-from secateurs.cli.options import Count, DataOptions, Folder, Many, ModelOptions, log, pairs
+from secateurs.cli.options import Count, DataOptions, Flag, Folder, Many, ModelOptions, log, pairs
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import ConfigError, SecateursError, shown
 
 if TYPE_CHECKING:
     from secateurs import Budget, Comparison
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Shares = Annotated[tuple[float, ...], Parameter(negative="", show_default=False)]
 USUAL_METHODS = ("l2", "aofp", "npn", "pff", "onestep", "epruner")
 USUAL_BUDGETS = (0.5, 0.3)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Literal
 
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Seed, log
+from secateurs.cli.options import Count, DataOptions, Flag, Folder, ModelOptions, Seed, log
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import ConfigError, nearest, shown
 
 if TYPE_CHECKING:
     from secateurs.studies.criteria import Compared
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 COSTLY = "oracle-10x"
 
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, Parameter
 from cyclopts.config import Dict
 
+from secateurs.cli.options import Flag
 from secateurs.errors import ConfigError, a_or_an, nearest, shown
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ConfigOptions:
     config: Path | None = None
     """YAML, TOML or JSON file with options, which those on the command line override; paths in it are relative to the
     working directory, too"""
-    print_config: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    print_config: Flag = False
     """print all options with their values as YAML for --config, and do nothing else"""
 
 
@@ -164,9 +164,9 @@ class Option:
     @property
     def kinds(self) -> list[Any]:
         """Its types, without None."""
-        hint = self.argument.hint
-        union = get_origin(hint) in (Union, UnionType)
-        return [kind for kind in (get_args(hint) if union else (hint,)) if kind is not type(None)]
+        from secateurs.grammar import kinds
+
+        return kinds(self.argument.hint)
 
     @property
     def kind(self) -> Any:

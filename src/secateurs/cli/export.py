@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any, Literal
 
 from secateurs.cli import options
 from secateurs.cli.artifacts import ArtifactOptions, Opened
-from secateurs.cli.options import DataOptions, Folder
+from secateurs.cli.options import DataOptions, Flag, Folder
 from secateurs.errors import ConfigError, shown
 
 if TYPE_CHECKING:
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from secateurs.artifact import Card
     from secateurs.deploy import Exported
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml"}
 

@@ -14,7 +14,7 @@ from secateurs.cli import options
 from secateurs.cli.budget import target as targeted
 from secateurs.cli.budget import without_target
 from secateurs.cli.limits import LimitOptions
-from secateurs.cli.options import Count
+from secateurs.cli.options import Count, Flag, Many
 from secateurs.cli.spelling import option
 from secateurs.cli.task import TaskOptions, recorded
 from secateurs.errors import ArtifactError, ConfigError, SecateursError, TraceError
@@ -41,12 +41,12 @@ def inspect(
     task_options: TaskOptions | None = None,
     limit_options: LimitOptions | None = None,
     target: str | None = None,
-    target_set: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    allow_inexact: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    target_set: Many = (),
+    allow_inexact: Flag = False,
+    trust_code: Flag = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
     pictures: options.Folder | None = None,
-    force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    force: Flag = False,
 ) -> None:
     """Show a network's channel groups: what may be cut, and why the rest may not.
 

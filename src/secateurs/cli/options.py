@@ -30,6 +30,7 @@ def _folder(_type: type, tokens: Sequence[Token]) -> Path:
 Folder = Annotated[Path, Parameter(converter=_folder)]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 @Parameter(name="*")
@@ -63,7 +64,7 @@ class ModelOptions:
     """trained weights: a .safetensors file, or a state dict that loads without pickle"""
     num_classes: Count | None = None
     """number of outputs; by default the number of classes in the data"""
-    trust_code: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    trust_code: Flag = False
     """import and run the code, and fetch the data, that an artifact's card names"""
 
     def network(self, spec: str) -> NetworkSpec:

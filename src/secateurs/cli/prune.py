@@ -14,15 +14,13 @@ from secateurs.cli.budget import BudgetOptions
 from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions
 from secateurs.cli.methods import configured, own, stages
-from secateurs.cli.options import Count, DataOptions, Folder, Many, ModelOptions, Names, Seed
+from secateurs.cli.options import Count, DataOptions, Flag, Folder, Many, ModelOptions, Names, Seed
 from secateurs.cli.recipes import PretrainOptions, RecoverOptions
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import shown
 
 if TYPE_CHECKING:
     from secateurs.runs import RunResult
-
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 def prune(

@@ -12,8 +12,7 @@ from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
 from secateurs.cli.limits import LimitOptions
 from secateurs.cli.methods import configured
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Names, Seed
-from secateurs.cli.prune import Flag
+from secateurs.cli.options import Count, DataOptions, Flag, Folder, ModelOptions, Names, Seed
 from secateurs.cli.recipes import RedesignOptions
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import shown

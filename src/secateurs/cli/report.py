@@ -8,10 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from secateurs.cli import options
-from secateurs.cli.options import Folder
+from secateurs.cli.options import Flag, Folder
 from secateurs.errors import ConfigError, shown
-
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 def report(

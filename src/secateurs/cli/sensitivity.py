@@ -11,14 +11,13 @@ from cyclopts.validators import Number
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
 from secateurs.cli.methods import configured
-from secateurs.cli.options import Count, DataOptions, Folder, ModelOptions, Names, Seed, log
+from secateurs.cli.options import Count, DataOptions, Flag, Folder, ModelOptions, Names, Seed, log
 from secateurs.cli.task import TaskOptions
 from secateurs.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from secateurs import Sensitivity
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Shares = Annotated[tuple[float, ...], Parameter(negative="", consume_multiple=True)]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
-from secateurs.cli.options import pairs
+from secateurs.cli.options import Many, pairs
 from secateurs.errors import ConfigError, shown
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class TaskOptions:
     task: str | None = None
     """`classification` (the default), `segmentation` or `detection`: how data is read, the network built, trained and
     measured"""
-    task_set: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    task_set: Many = ()
     """a setting of the task, key=value, such as dice=1 for segmentation or min_size=320 for detection; may be given several
     times"""
 

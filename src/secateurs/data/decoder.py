@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +13,8 @@ from torch import Tensor
 
 from secateurs.data.augment import Draws, gather
 from secateurs.data.images import decode
-from secateurs.data.unreadable import Unreadable, unreadable_error
+from secateurs.data.unreadable import Skipped, Unreadable
 from secateurs.errors import DataError
-
-log = logging.getLogger("secateurs")
 
 _AHEAD = 2  # batches decoded ahead of the one in use
 
@@ -36,13 +33,13 @@ class Decoder:
         self, size: tuple[int, int], resize: bool, *, workers: int, device: torch.device, where: str, alone: bool = True,
         skip: bool = False,
     ) -> None:  # fmt: skip
-        self.alone, self.skip = alone, skip
+        self.alone = alone
         self.size, self.resize, self.workers, self.device, self.where = size, resize, workers, device, where
-        self._broken: set[str] = set()
+        self._skipped = Skipped(skip)
 
     @property
     def skipped(self) -> int:
-        return len(self._broken)
+        return len(self._skipped)
 
     def run(self, batches: Iterator[EncodedBatch]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (N, H, W, 3) uint8 and targets (N,), on the device. The batches are drawn in a separate thread."""
@@ -76,14 +73,7 @@ class Decoder:
         good = torch.tensor([not isinstance(image, Unreadable) for image in decoded], dtype=torch.bool)
         for image in decoded:
             if isinstance(image, Unreadable):
-                if not self.skip:
-                    raise unreadable_error(image)
-                if not self._broken:
-                    log.warning(
-                        "%s cannot be read and is skipped; further unreadable images are skipped without a warning",
-                        image,
-                    )
-                self._broken.add(image.path)
+                self._skipped.add(image)
         arrays = [image for image in decoded if not isinstance(image, Unreadable)]
         if not arrays:
             return torch.empty(0), torch.empty(0)

@@ -51,7 +51,7 @@ def open_hf(rest: str, image_size: int | None, memory_limit: int, decoder: MakeD
     return _tables(datasets, what, *found, options, image_size, decoder)
 
 
-def open_wds(rest: str, image_size: int | None, memory_limit: int, decoder: MakeDecoder) -> Opened:
+def open_wds(rest: str, image_size: int | None, decoder: MakeDecoder) -> Opened:
     """WebDataset shards: tar files in which files with the same name and different suffixes form an example."""
     datasets = O.library()
     name, options = S.parse(rest)

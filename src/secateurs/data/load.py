@@ -112,7 +112,8 @@ def load(
                            skip=skip_unreadable)  # fmt: skip
 
         try:
-            opened = (open_hf if family == "hf" else open_wds)(rest, image_size, memory_limit, decoder)
+            is_hf = family == "hf"
+            opened = open_hf(rest, image_size, memory_limit, decoder) if is_hf else open_wds(rest, image_size, decoder)
         except OSError as error:  # a folder without read permission
             raise DataError(f"{shown(error.filename or rest)} cannot be read: {error.strerror or error}.") from error
         classes, size, sources = opened.classes, opened.size, [opened.train, opened.val]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +13,8 @@ from torch import Tensor
 
 from secateurs.data.augment import Draws, generator
 from secateurs.data.loader import ORDER, Loader
-from secateurs.data.unreadable import Unreadable, unreadable_error
+from secateurs.data.unreadable import Skipped, Unreadable
 from secateurs.errors import DataError
-
-log = logging.getLogger("secateurs")
 
 _AHEAD = 2  # batches read ahead of the one in use
 
@@ -81,13 +78,13 @@ class SampleLoader(Loader):
         **options: Any,
     ) -> None:  # fmt: skip
         """skip: leave out images that cannot be read. options: those of `Loader`."""
-        self.transforms, self.workers, self.skip = transforms, workers, skip
-        self._broken: set[str] = set()
+        self.transforms, self.workers = transforms, workers
+        self._skipped = Skipped(skip)
         super().__init__(source, augment=Seeds() if augment else None, **options)  # type: ignore[arg-type]
 
     @property
     def skipped(self) -> int:
-        return self.source.skipped + len(self._broken)
+        return self.source.skipped + len(self._skipped)
 
     @property
     def samples(self) -> int:
@@ -144,7 +141,7 @@ class SampleLoader(Loader):
         samples: list[Sample] = []
         for i, one in enumerate(found):
             if isinstance(one, Unreadable):
-                self._leave_out(one)
+                self._skipped.add(one)
                 continue
             if seeds is None:
                 image, target = self.transforms.whole(*one)
@@ -153,15 +150,6 @@ class SampleLoader(Loader):
                     image, target = self.transforms.train(*one)
             samples.append((self.normalized(image.to(self.device)), target))
         return samples
-
-    def _leave_out(self, one: Unreadable) -> None:
-        if not self.skip:
-            raise unreadable_error(one)
-        if not self._broken:
-            log.warning(
-                "%s cannot be read and is skipped; further unreadable images are skipped without a warning", one
-            )
-        self._broken.add(one.path)
 
 
 @contextmanager

@@ -36,6 +36,22 @@ def report_unreadable(found: Sequence[Unreadable], total: int, *, skip: bool) ->
     log.warning("%s They are skipped.", text)
 
 
-def unreadable_error(found: Unreadable) -> DataError:
-    """The error about an unreadable file found while reading."""
-    return DataError(f"{found.path} cannot be read: {found.why}.", hint=ADVICE)
+class Skipped:
+    """Unreadable files found while reading: an error unless they are to be skipped, and reported once."""
+
+    def __init__(self, skip: bool) -> None:
+        self.skip = skip
+        self._paths: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def add(self, found: Unreadable) -> None:
+        """Raises DataError if files are not to be skipped."""
+        if not self.skip:
+            raise DataError(f"{found.path} cannot be read: {found.why}.", hint=ADVICE)
+        if not self._paths:
+            log.warning(
+                "%s cannot be read and is skipped; further unreadable images are skipped without a warning", found
+            )
+        self._paths.add(found.path)

@@ -36,7 +36,6 @@ from secateurs.graph.widths import width
 
 Array = np.ndarray
 T = TypeVar("T")
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Runs:

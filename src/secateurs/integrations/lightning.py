@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.errors import ConfigError, a_or_an
-from secateurs.integrations.run import Pairs, PruningRun, persistent
+from secateurs.integrations.run import Pairs, PruningRun
 from secateurs.plans import Plan
 
 try:
@@ -65,16 +65,7 @@ class PruningCallback(Callback):
                 "Pruning needs the number of training steps: set the Trainer's max_steps=…, or pass steps=…."
             )
         batches = trainer.train_dataloader
-        if not self.run.stop:
-            if trainer.world_size > 1:
-                raise ConfigError(
-                    "stop=False continues with the cut network, which is not supported with several processes."
-                )
-            if self.run.data is None and persistent(batches):
-                raise ConfigError(
-                    "stop=False is not supported with a loader with persistent "
-                    "workers: pass a separate loader as data=…."
-                )
+        self.run.check(batches, trainer.world_size)
         accumulate = max(1, trainer.accumulate_grad_batches)
         count = trainer.num_training_batches
         epoch_steps = -(-int(count) // accumulate) if count != float("inf") else int(self.run.steps or steps)

@@ -87,6 +87,21 @@ class PruningRun:
     def active(self) -> bool:
         return self.pruner is not None and self.plan is None
 
+    def check(self, batches: Any, processes: int) -> None:
+        """Raise ConfigError if training cannot continue with the cut network: with several processes, and with a DataLoader
+        for which another iteration would end the one in progress."""
+        if self.stop:
+            return
+        if processes > 1:
+            raise ConfigError(
+                "stop=False continues with the cut network, which is not supported with several processes."
+            )
+        persistent = bool(getattr(batches, "num_workers", 0) and getattr(batches, "persistent_workers", False))
+        if self.data is None and persistent:
+            raise ConfigError(
+                "stop=False is not supported with a loader with persistent workers: pass a separate loader as data=…."
+            )
+
     def begin(self, module: nn.Module, *, steps: int, epoch_steps: int, batches: Any) -> None:
         """Start pruning. batches: the trainer's, as `(inputs, targets)`, iterated as often as needed."""
         self.plan = None
@@ -201,8 +216,3 @@ def find(module: nn.Module, network: str | Callable[[Any], nn.Module] | None) ->
         raise ConfigError(
             f"{type(module).__name__} has no network {network!r}: pass network=…. Its submodules are {names}."
         ) from None
-
-
-def persistent(loader: Any) -> bool:
-    """Whether iterating a DataLoader would end another iteration in progress."""
-    return bool(getattr(loader, "num_workers", 0) and getattr(loader, "persistent_workers", False))

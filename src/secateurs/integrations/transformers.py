@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.errors import ConfigError, a_or_an
-from secateurs.integrations.run import Pairs, PruningRun, persistent
+from secateurs.integrations.run import Pairs, PruningRun
 from secateurs.plans import Plan
 from secateurs.training import CheckpointStore
 
@@ -86,16 +86,7 @@ class PruningCallback(TrainerCallback):
         if self.run.cut and args.load_best_model_at_end:
             raise ConfigError("load_best_model_at_end would load weights from before the cut: pass cut=False.")
         loader = kwargs["train_dataloader"]
-        if not self.run.stop:
-            if args.world_size > 1:
-                raise ConfigError(
-                    "stop=False continues with the cut network, which is not supported with several processes."
-                )
-            if self.run.data is None and persistent(loader):
-                raise ConfigError(
-                    "stop=False is not supported with a loader with persistent "
-                    "workers: pass a separate loader as data=…."
-                )
+        self.run.check(loader, args.world_size)
         try:
             epoch_steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
         except TypeError:

@@ -33,7 +33,7 @@ FEWEST = 4, 3  # … and at least
 PATIENCE = 30.0  # seconds for these measurements
 
 
-def modelled(
+def modeled(
     model: nn.Module,
     graph: PrunableGraph,
     inputs: Any,

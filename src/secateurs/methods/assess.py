@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from secateurs.methods.method import Task
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
 from secateurs.training import precision as P
+from secateurs.training import processes
 from secateurs.training.checks import Check
 from secateurs.training.metrics import topk_correct
 from secateurs.training.objective import Judged
@@ -123,7 +123,7 @@ class Assessor:
 def reporter(task: Task, title: str) -> Reporter:
     """A progress reporter like the engine's; only one of several processes reports."""
     mode = task.engine_options.get("progress", "auto")
-    return Reporter(mode if os.environ.get("RANK", "0") == "0" else "silent", title)
+    return Reporter(mode if processes.first() else "silent", title)
 
 
 def require_data(task: Task, name: str, what: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, wraps
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 from secateurs.devices import device_of
 from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Method, Task, undefined
-from secateurs.methods.selection import Channels, Selection
+from secateurs.methods.selection import Selection
 from secateurs.plans import Plan
 from secateurs.presets import Auto
 from secateurs.recovery.distil import Distilling
@@ -381,12 +380,3 @@ class Taught(TrainingMethod):
         required, off = "distil" in self.model_fields_set, Setting("distil", 0, type(self))
         teacher = task.model if task.teacher is None else task.teacher
         return [Distilling(task.model, teacher, Recover(share=self.distil), required=required, off=off)]
-
-
-def keep(scores: Mapping[str, np.ndarray], threshold: float) -> Channels:
-    """Channels with a score of at least the threshold; the best one of a group without any."""
-    found: Channels = {}
-    for name, s in scores.items():
-        kept = np.flatnonzero(s >= threshold)
-        found[name] = kept if len(kept) else np.array([int(s.argmax())])
-    return found

@@ -111,7 +111,7 @@ class Mimic(Recipe):
 
 
 class Distil(Recover):
-    """An alias of `Recover` that requires a teacher."""
+    """`Recover` with the loss of Hinton et al. (2015), which weighs the soft loss by T² instead of T. Requires a teacher."""
 
     mode: ClassVar[str] = "distil"
 

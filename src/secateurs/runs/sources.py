@@ -16,6 +16,7 @@ from torch import nn
 from secateurs import artifact
 from secateurs.data import Data
 from secateurs.data.spec import absolute
+from secateurs.devices import memory
 from secateurs.errors import ConfigError, Setting
 from secateurs.files import shown
 from secateurs.keywords import explained
@@ -104,16 +105,16 @@ class DataSpec:
         return replace(found, val=None if found.val is None else found.val.whole())
 
     def _check_memory(self) -> None:
-        if self.image_size is None or self.batch_size is None or not hasattr(os, "sysconf"):
+        have = memory()
+        if self.image_size is None or self.batch_size is None or have is None:
             return
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         pixels = 3 * self.image_size**2
         digits = self.data == "digits"  # they are held whole
         need = max(4 * self.batch_size * pixels, 2 * 1797 * pixels if digits else 0)
-        if need > memory:
+        if need > have:
             raise ConfigError(
                 Setting("image_size", self.image_size),
-                f": the images would take {need / 2**30:,.0f} GiB at once, and this machine has {memory / 2**30:,.0f}.",
+                f": the images would take {need / 2**30:,.0f} GiB at once, and this machine has {have / 2**30:,.0f}.",
                 hint=(
                     "Make ",
                     Setting("image_size"),

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,15 +20,6 @@ from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training.recipe import Recipe
 
 log = logging.getLogger("secateurs")
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """The interface of our loaders: every batch is a function of (seed, epoch, batch index)."""
-
-    def __len__(self) -> int: ...
-    def set_epoch(self, epoch: int) -> None: ...
-    def iter_from(self, batch_index: int) -> Iterator[Any]: ...
 
 
 IGNORED = -100  # a target that cross-entropy ignores

@@ -264,7 +264,6 @@ def evaluate(
     batches: Any,
     *,
     device: torch.device | str | None = None,
-    loss: Loss | None = None,
     objective: Objective | None = None,
     default: Loss | None = None,
     precision: str = "fp32",
@@ -276,7 +275,7 @@ def evaluate(
     """Return the figures of the model in eval mode; its mode is restored.
 
     `batches`: iterable of (inputs, targets), or of what the objective's functions take, or a function that returns one.
-    `loss` is short for `objective=Objective(loss=…)`; `default` is used where it has none, instead of cross-entropy.
+    `default` is the loss where the objective has none, instead of cross-entropy.
     `device`: where to run, by default the model's device; on another one a copy runs. `reduce` sums a tensor over
     processes, `share` = (rank, world) selects this process's rows of each batch. `split`: the name of the batches in errors.
 
@@ -287,7 +286,7 @@ def evaluate(
     where = device_of(model) if device is None else usable(device)
     if where != device_of(model):
         model = copied(model).to(where)
-    objective = objective or Objective(loss=loss)
+    objective = objective or Objective()
     default = default or CrossEntropy()
     began = time.perf_counter()
     meter = Meter(objective.metrics, where, together=share[1] > 1)

@@ -16,10 +16,8 @@ from secateurs.errors import ConfigError
 from secateurs.methods.epruner import messages
 from secateurs.methods.epruner.affinity import (
     Affinities,
-    affinity_propagation,
     exemplars,
     medians,
-    preferences,
     similarity,
 )
 
@@ -90,7 +88,6 @@ class TestSimilarity:
         similar = similarity(cloud(n, 5, n)[None])
         rows = [similar[0, i].numpy() if diagonal or n == 1 else np.delete(similar[0, i].numpy(), i) for i in range(n)]
         assert medians(similar, diagonal=diagonal)[0].tolist() == pytest.approx([np.median(row) for row in rows])
-        assert torch.equal(preferences(similar, 0.4, diagonal=diagonal), 0.4 * medians(similar, diagonal=diagonal))
 
 
 class TestAgainstScikitLearn:
@@ -121,7 +118,7 @@ class TestAgainstScikitLearn:
         ours = {names[key]: value for key, value in options.items()}
         for seed in range(4):
             similar = similarity(cloud(50, 12, seed, clusters=6)[None])
-            own = preferences(similar, 0.8)
+            own = 0.8 * medians(similar)
             want, _ = reference(similar[0], own[0], **options)
             assert exemplars(similar, own, **ours)[0].tolist() == want  # type: ignore[arg-type]
 
@@ -149,8 +146,8 @@ class TestAgainstScikitLearn:
     def test_one_point_two_points(self) -> None:
         for n in (1, 2):
             points = cloud(n, 4, 0)
-            assert affinity_propagation([points], 0.5, convergence=15)[0].tolist() == ([0] if n == 1 else [0, 1])
-            assert affinity_propagation([points], 3.0)[0].tolist() == [0]
+            assert Affinities([points]).exemplars(0.5, convergence=15)[0].tolist() == ([0] if n == 1 else [0, 1])
+            assert Affinities([points]).exemplars(3.0)[0].tolist() == [0]
 
     def test_dead_filters(self) -> None:
         """Filters that weight decay has brought to zero are exact copies of each other: any may stand for all."""
@@ -160,15 +157,15 @@ class TestAgainstScikitLearn:
             points[copies] = 0
             for beta in BETAS:
                 similar = similarity(points[None])
-                own = preferences(similar, beta)
+                own = beta * medians(similar)
                 want, _ = reference(similar[0], own[0])
                 found = exemplars(similar, own)[0].tolist()
                 assert sorted(3 if e in copies else e for e in found) == sorted(3 if e in copies else e for e in want)
-        assert [len(e) for e in affinity_propagation([torch.zeros(8, 3, 3, 3)], 0.5)] == [1]
+        assert [len(e) for e in Affinities([torch.zeros(8, 3, 3, 3)]).exemplars(0.5)] == [1]
 
     def test_where_nobody_steps_forward_the_medoid_does(self) -> None:
         similar = similarity(cloud(20, 5, 0)[None])
-        own = preferences(similar, 0.9)
+        own = 0.9 * medians(similar)
         assert reference(similar[0], own[0], max_iter=1)[0] == []
         found = exemplars(similar, own, iterations=1)[0]
         assert found.tolist() == [int(similar[0].sum(0).argmax())]
@@ -179,7 +176,7 @@ class TestThePaper:
     def test_fixed_iterations_and_equation_10(self, seed: int) -> None:
         similar = similarity(cloud(9 + seed, 6, seed, clusters=seed % 3 * 2)[None])
         for beta in (0.2, 0.5, 0.8, 1.0):
-            own = preferences(similar, beta)
+            own = beta * medians(similar)
             assert exemplars(similar, own, convergence=None)[0].tolist() == literally(similar[0], own[0])
 
     @pytest.mark.parametrize("iterations", [1, 2, 3, 7])
@@ -187,7 +184,7 @@ class TestThePaper:
         for seed in range(4):
             similar = similarity(cloud(16, 5, seed)[None])
             for beta in (0.3, 0.6):
-                own = preferences(similar, beta)
+                own = beta * medians(similar)
                 found = exemplars(similar, own, convergence=None, iterations=iterations, damping=0.3)
                 assert found[0].tolist() == literally(similar[0], own[0], iterations, 0.3)
 
@@ -198,10 +195,10 @@ class TestTogether:
         shapes = ((16, 9, 0), (40, 9, 3), (16, 9, 2), (1, 9, 0), (25, 30, 4))
         layers = [cloud(n, d, n + d, clusters=c) for n, d, c in shapes]
         for beta in (0.4, 0.8):
-            alone = [affinity_propagation([layer], beta, convergence=convergence)[0] for layer in layers]
+            alone = [Affinities([layer]).exemplars(beta, convergence=convergence)[0] for layer in layers]
             for entries in (1, 300, messages.BATCH):
                 monkeypatch.setattr(messages, "BATCH", entries)
-                together = affinity_propagation(layers, beta, convergence=convergence)
+                together = Affinities(layers).exemplars(beta, convergence=convergence)
                 assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
     def test_the_same_at_every_call(self) -> None:
@@ -215,8 +212,8 @@ class TestTogether:
     def test_single_precision_filters_find_the_same(self) -> None:
         layers = [cloud(48, 27, seed, clusters=seed) for seed in range(5)]
         for beta in BETAS:
-            double = affinity_propagation(layers, beta)
-            single = affinity_propagation([layer.float() for layer in layers], beta)
+            double = Affinities(layers).exemplars(beta)
+            single = Affinities([layer.float() for layer in layers]).exemplars(beta)
             assert all(torch.equal(one, other) for one, other in zip(double, single, strict=True))
 
     def test_a_larger_beta_keeps_fewer(self) -> None:

@@ -270,7 +270,7 @@ def test_what_is_read_of_a_filter_that_has_to_go_fades_out() -> None:
     for i in range(12):
         train(model, pruner, 10, lr=1e-4)
         scales.append(model.b.weight[:, 0].norm().item() / first)
-        assert i < 4 or int(pruner.doomed[54:63].sum()) == 9
+        assert i < 4 or int(pruner._to_go()[0][54:63].sum()) == 9
     assert scales[:4] == pytest.approx([1.0] * 4, abs=0.02)
     assert scales[4:7] == pytest.approx([0.75, 0.5, 0.25], abs=0.1)  # nothing after two thirds of the training
     assert scales[7:] == pytest.approx([0.0] * 5, abs=1e-6)
@@ -511,7 +511,7 @@ def test_control_brings_the_budget_about(options: dict[str, Any]) -> None:
     train(model, pruner, 300, lr=0.05)
     scores = pruner._scores()
     assert pruner.stripes.needed(scores, pruner._channel_scores) <= 0.06
-    doomed = pruner.doomed.numpy()
+    doomed = pruner._to_go()[0].numpy()
     assert 0.1 < doomed.mean() < 0.9
     assert scores[doomed].max() == 0
     assert scores[~doomed].min() > 0
@@ -536,7 +536,7 @@ def test_a_fixed_alpha_is_left_alone() -> None:
     pruner = attached(block(), sc.Budget(macs=0.6), alpha=0.02)
     train(pruner.model, pruner, 20)
     assert pruner.alpha == 0.02
-    assert not pruner.doomed.any()
+    assert not pruner._to_go()[0].any()
     assert attached(block(), None).alpha == 1e-5  # the paper's
 
 

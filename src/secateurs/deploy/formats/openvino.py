@@ -18,7 +18,7 @@ from secateurs.deploy.formats.format import METADATA, Format, Shapes, arrays, ca
 from secateurs.graph.inputs import call, map_tensors
 from secateurs.importing import openvino
 
-_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def _write(network: nn.Module, path: Path, inputs: Any, shapes: Shapes, outputs: Sequence[str], metadata: str) -> None:
@@ -65,7 +65,7 @@ class OpenVinoFile:
     def __init__(self, path: Path, threads: int | None = None, precision: str = "fp32") -> None:
         core = openvino().Core()
         # by default it would compute in bfloat16 where the processor can
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         self.model = core.read_model(path)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from secateurs.deploy.target import Target
 from secateurs.latency.geometry import DEPTHWISE, Geometry
-from secateurs.latency.runtimes.repeats import repeated
+from secateurs.latency.runtimes.repeats import of_branches, repeated
 
 MOVES = ("ReorderInput", "ReorderOutput")  # at the edges of the branches only
 
@@ -38,24 +37,15 @@ def measure(geometry: Geometry, points: Sequence[tuple[int, int]], target: Targe
         for _ in repeated():
             session.run(None, model.inputs)
         events = json.loads(Path(session.end_profiling()).read_bytes())
-    return _seconds(events, len(points))
+    return of_branches(_nodes(events), len(points))
 
 
-def _seconds(events: Sequence[dict[str, Any]], points: int) -> list[float]:
-    """The sum over the nodes of each branch of the least time of each."""
-    least: dict[tuple[int, str], float] = {}
+def _nodes(events: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float]]:
+    """The name of each node that ran, and the seconds that it took."""
     for event in events:
         name, args = event.get("name", ""), event.get("args", {})
-        if event.get("cat") != "Node" or not name.endswith("_kernel_time") or args.get("op_name") in MOVES:
-            continue
-        branch = name.partition("~")[0].rpartition("b")[2]
-        if branch.isdigit():
-            key = int(branch), name
-            least[key] = min(least.get(key, np.inf), event["dur"] * 1e-6)
-    found: dict[int, float] = defaultdict(float)
-    for (branch_, _), seconds in least.items():
-        found[branch_] += seconds
-    return [found.get(at, 0.0) or 1e-7 for at in range(points)]
+        if event.get("cat") == "Node" and name.endswith("_kernel_time") and args.get("op_name") not in MOVES:
+            yield name, event["dur"] * 1e-6
 
 
 class _Model:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from secateurs.deploy.formats.openvino import PRECISIONS
 from secateurs.deploy.target import Target
 from secateurs.importing import openvino
 from secateurs.latency.geometry import DEPTHWISE, Geometry
-from secateurs.latency.runtimes.repeats import repeated
+from secateurs.latency.runtimes.repeats import of_branches, repeated
 
 MOVES = ("Reorder", "Parameter", "Result", "Convert")  # at the edges of the branches only
 
@@ -24,22 +24,19 @@ def measure(geometry: Geometry, points: Sequence[tuple[int, int]], target: Targe
     options = {
         "PERF_COUNT": True, "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": target.used_threads,
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[target.precision],
+        "INFERENCE_PRECISION_HINT": PRECISIONS[target.precision],
     }  # fmt: skip
     made = ov.Model(model.results, model.parameters, "pieces")
     request = ov.Core().compile_model(made, "CPU", options).create_infer_request()
-    least: dict[tuple[int, str], float] = {}
+    nodes: list[tuple[str, float]] = []
     for _ in repeated():
         request.infer(model.inputs, share_inputs=True, share_outputs=True)
-        for node in request.profiling_info:
-            branch = node.node_name.partition("~")[0].rpartition("b")[2]
-            if node.node_type not in MOVES and branch.isdigit():
-                key = int(branch), node.node_name
-                least[key] = min(least.get(key, np.inf), node.real_time.total_seconds())
-    found: dict[int, float] = defaultdict(float)
-    for (at, _), seconds in least.items():
-        found[at] += seconds
-    return [found.get(at, 0.0) or 1e-7 for at in range(len(points))]
+        nodes += [
+            (node.node_name, node.real_time.total_seconds())
+            for node in request.profiling_info
+            if node.node_type not in MOVES
+        ]
+    return of_branches(nodes, len(points))
 
 
 class _Model:

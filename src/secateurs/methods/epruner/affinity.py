@@ -52,10 +52,8 @@ from secateurs.methods.epruner.messages import Clustering, Layer, one_thread, so
 __all__ = [
     "Affinities",
     "Clustering",
-    "affinity_propagation",
     "exemplars",
     "medians",
-    "preferences",
     "residual",
     "similarity",
 ]
@@ -117,11 +115,6 @@ def medians(similarities: Tensor, *, diagonal: bool = True) -> Tensor:
     # NumPy's vectorized sort is ten times as fast as torch's selection functions
     ordered = torch.from_numpy(np.sort(similarities.detach().cpu().numpy(), axis=-1)).to(similarities.device)
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
-
-
-def preferences(similarities: Tensor, beta: float, *, diagonal: bool = True) -> Tensor:
-    """``beta`` times the median similarity of each point: lower for a larger beta, which gives fewer exemplars."""
-    return beta * medians(similarities, diagonal=diagonal)
 
 
 def exemplars(
@@ -246,17 +239,3 @@ def _alike_shapes(points: Sequence[Tensor]) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
-
-
-def affinity_propagation(
-    points: Sequence[Tensor],
-    beta: float | Sequence[float],
-    *,
-    diagonal: bool = True,
-    iterations: int = 200,
-    damping: float = 0.5,
-    convergence: int | None = 15,
-) -> list[Tensor]:
-    """The exemplars of each layer, from its filters, in one call. To try several betas, use `Affinities`."""
-    affinities = Affinities(points, diagonal=diagonal)
-    return affinities.exemplars(beta, iterations=iterations, damping=damping, convergence=convergence)

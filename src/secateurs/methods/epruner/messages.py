@@ -24,8 +24,6 @@ class Clustering:
 
     exemplars: Tensor  # (k,) the exemplars, ascending, at least one
     labels: Tensor  # (n,) for each point, the position in `exemplars` of its exemplar
-    iterations: int
-    converged: bool
 
 
 @contextlib.contextmanager
@@ -76,8 +74,8 @@ class Layer:
         if len(self) > 1 and not (self.alike and bool((preferences == preferences[0]).all())):
             return None
         if len(self) > 1 and preferences[0].item() > self.last:
-            return Clustering(every, every, 0, True)
-        return Clustering(every[:1], torch.zeros_like(every), 0, True)
+            return Clustering(every, every)
+        return Clustering(every[:1], torch.zeros_like(every))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,7 +239,7 @@ def solve(
             problems[index] = problem
         else:
             every = torch.arange(len(layer))
-            results[index] = Clustering(every, every, 0, True)
+            results[index] = Clustering(every, every)
     for group in _groups(problems, alone=convergence is None):
         batch = _Batch([problems[index] for index in group], damping)
         if convergence is None:
@@ -249,11 +247,11 @@ def solve(
                 batch.step(literal=True)
             chosen = batch.choices(problems[group[0]])
             exemplars, labels = chosen.unique(return_inverse=True)
-            results[group[0]] = Clustering(exemplars, labels, iterations, False)
+            results[group[0]] = Clustering(exemplars, labels)
             continue
         members = [problems[index] for index in group]
-        for position, willing, count, converged in _converge(batch, members, iterations, convergence):
-            results[group[position]] = _refine(members[position], willing, count, converged)
+        for position, willing in _converge(batch, members, iterations, convergence):
+            results[group[position]] = _refine(members[position], willing)
     return [results[index] for index in range(len(layers))]
 
 
@@ -277,8 +275,8 @@ def _groups(problems: dict[int, _Problem], *, alone: bool) -> Iterator[list[int]
 
 def _converge(
     batch: _Batch, problems: Sequence[_Problem], iterations: int, convergence: int
-) -> Iterator[tuple[int, Tensor, int, bool]]:
-    """Yields (position, mask of the problem's points that are exemplars, iterations, converged) as each converges."""
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields (position, mask of the problem's points that are exemplars) as each converges."""
     sizes = [len(problem.points) for problem in problems]
     certain = torch.tensor([len(p.layer) > len(p.points) for p in problems])
     stable = torch.zeros(len(problems), dtype=torch.long)
@@ -299,7 +297,7 @@ def _converge(
         if not finished.any():
             continue
         for position in finished.nonzero().squeeze(1).tolist():
-            yield position, willing[batch.owner == position], count, bool(held[position])
+            yield position, willing[batch.owner == position]
         done |= finished
         if done.all():
             return
@@ -309,7 +307,7 @@ def _converge(
             dropped = done.clone()
 
 
-def _refine(problem: _Problem, willing: Tensor, iterations: int, converged: bool) -> Clustering:
+def _refine(problem: _Problem, willing: Tensor) -> Clustering:
     """Replace each exemplar by the medoid of the points that it represents, preferences included."""
     similar = problem.layer.similar
     n = len(similar)
@@ -317,7 +315,7 @@ def _refine(problem: _Problem, willing: Tensor, iterations: int, converged: bool
     chosen[problem.points[willing]] = True
     if not chosen.any():  # none: the point that is most similar to all others
         medoid = similar.clone().fill_diagonal_(0).sum(0).argmax()
-        return Clustering(medoid.view(1), torch.zeros(n, dtype=torch.long), iterations, False)
+        return Clustering(medoid.view(1), torch.zeros(n, dtype=torch.long))
 
     exemplars = chosen.nonzero().squeeze(1)
     labels, followers = _assign(similar, exemplars, chosen)
@@ -336,7 +334,7 @@ def _refine(problem: _Problem, willing: Tensor, iterations: int, converged: bool
         if not torch.equal(moved, exemplars):
             exemplars = moved
             labels, _ = _assign(similar, exemplars, torch.zeros_like(chosen).index_fill_(0, exemplars, True))
-    return Clustering(exemplars, labels, iterations, converged)
+    return Clustering(exemplars, labels)
 
 
 def _assign(similar: Tensor, exemplars: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

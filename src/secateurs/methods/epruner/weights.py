@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ def project(task: Task, selection: Selection, small: nn.Module) -> None:
     matrix, which preserves distances, instead of dropping the cut channels (Li et al., KDD 2006)."""
     generator = task.generator()
     old, modules = dict(task.model.named_parameters()), dict(small.named_modules())
-    alive, reads = _alive(task, selection.channels)
+    alive, reads = _alive(task, selection)
     with torch.no_grad():
         for name, w in small.named_parameters():
             axis = reads.get(name)
@@ -46,7 +45,7 @@ def merge(task: Task, selection: Selection, small: nn.Module) -> None:
     produces the channels; nothing is added for a filter that no exemplar resembles.
     """
     new = dict(small.named_parameters())
-    alive, _ = _alive(task, selection.channels)
+    alive, _ = _alive(task, selection)
     with torch.no_grad():
         for name, kept in selection.channels.items():
             group, stay = task.graph[name], torch.from_numpy(np.asarray(kept))
@@ -117,17 +116,8 @@ def reset(task: Task, small: nn.Module) -> None:
                 p.copy_(torch.randn(p.shape, generator=generator) * math.sqrt(2 / fan_in)) if fan_in else p.zero_()
 
 
-def _alive(task: Task, channels: Mapping[str, Iterable[int]]) -> tuple[dict[str, dict[int, Tensor]], dict[str, int]]:
+def _alive(task: Task, selection: Selection) -> tuple[dict[str, dict[int, Tensor]], dict[str, int]]:
     """For each parameter that is cut the kept indices, by axis; and the axis on which it consumes channels."""
-    stay: dict[str, dict[int, np.ndarray]] = {}
-    reads: dict[str, int] = {}
-    for name, kept in channels.items():
-        group = task.graph[name]
-        gone = np.setdiff1d(np.arange(group.size), np.asarray(kept))
-        for slot in group.slots if len(gone) else ():
-            n = task.graph.shapes[slot.param][slot.axis]
-            mask = stay.setdefault(slot.param, {}).setdefault(slot.axis, np.ones(n, dtype=bool))
-            mask[slot.index[gone].ravel()] = False
-            if slot.consumes:
-                reads[slot.param] = slot.axis
-    return {p: {a: torch.from_numpy(np.flatnonzero(m)) for a, m in axes.items()} for p, axes in stay.items()}, reads
+    plan = selection.plan(task.graph, allow_inexact=True)
+    kept = {param: {axis: torch.tensor(index) for axis, index in axes.items()} for param, axes in plan.kept.items()}
+    return kept, dict(plan.consumes)

@@ -163,11 +163,6 @@ class PFFPruner(Pruner):
         self.stays = torch.from_numpy(left.alive)
         self.channels = torch.from_numpy(np.concatenate([np.zeros(0, dtype=bool), *left.channels]))
 
-    @property
-    def doomed(self) -> Tensor:
-        """The units to cut, once chosen: (units,) bool."""
-        return self._to_go()[0]
-
     def _to_go(self) -> tuple[Tensor, Readers]:
         """The units to cut, once chosen, (units,) bool, and what reads the channels to cut."""
         if self._doomed is None:

@@ -71,7 +71,7 @@ class Network:
             return artifact.weights_digest(self.module)
         return None if self.spec is None else self.spec.digest()
 
-    def travelling(self) -> Network:
+    def portable(self) -> Network:
         """The same without a module or a path, if it can be had."""
         if self.spec is not None:
             if self.spec.is_artifact or self.spec.weights is None:
@@ -139,7 +139,7 @@ class Work:
 
         Raises ConfigError for what cannot be sent, with what to pass instead.
         """
-        network = self.network.travelling()
+        network = self.network.portable()
         if away and network.module is not None:
             raise ConfigError(
                 Setting("workers", "ray"),
