@@ -35,12 +35,12 @@ from secateurs import data, report
 from secateurs.data.loader import ArraySource
 from secateurs.files import write_whole
 from secateurs.methods.pruner import Taught
-from secateurs.runs.purpose import Purpose
 from secateurs.studies.comparison.bench import Bench
 from secateurs.studies.comparison.compute import SearchCost
 from secateurs.studies.comparison.contestants import Cell, Contestant, recipes
 from secateurs.studies.comparison.outcomes import Spread
 from secateurs.studies.comparison.work import Network, Work
+from secateurs.tasks.purpose import Purpose
 
 METHODS = ("l2", "aofp", "npn", "pff", "onestep", "epruner")
 NORMALIZATIONS = {"vgg16": "cifar10"}  # of the checkpoints; the others have ImageNet's

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from secateurs import artifact, recovery, tasks, training
+from secateurs import artifact, recovery, training
 from secateurs.artifact import Signature
 from secateurs.artifact.history import is_warning
 from secateurs.artifact.provenance import remember_cut, remember_widened, source_of
@@ -26,20 +26,21 @@ from secateurs.files import check_writable
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
 from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
-from secateurs.methods.method import Method, Scope, Task
+from secateurs.methods.method import Method, Scope
 from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
 from secateurs.methods.registry import resolve
 from secateurs.methods.rounds import Rounds, Schedule
 from secateurs.placement import Placement
-from secateurs.plans import PrunableGraph, trace
-from secateurs.preflight import check, check_unknown
+from secateurs.plans import Plan, PrunableGraph
+from secateurs.preflight import check, check_unknown, task_for, traced
 from secateurs.result import Result
 from secateurs.seeds import preserve_rng_state
 from secateurs.speed import slower
 from secateurs.stripes import tune
-from secateurs.surgery.verify import check_copy, check_deterministic
+from secateurs.surgery.verify import check_copy
 from secateurs.tasks import VisionTask
-from secateurs.timing import clocked, timing
+from secateurs.tasks.purpose import Purpose
+from secateurs.timing import timing
 from secateurs.training import Hook, Objective, Phase, processes
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
@@ -158,15 +159,12 @@ def prune(
         raise ConfigError(
             f"recover={recover!r} is not a valid recovery: pass a recipe such as sc.Recover(epochs=3), or a list of recipes."
         )
-    modes = {name: module.training for name, module in model.named_modules()}
     steps = recovery.phases(recover)
     if steps and data is None:
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
-    source, purpose = None if data is None else Data.of(data), None if task is None else tasks.resolve(task)
-    functions = {"loss": loss, "step": step, "forward": forward, "metrics": metrics}
-    own = {name: value for name, value in functions.items() if value is not None}
-    objective = Objective(**{**({} if purpose is None else purpose.functions()), **own})
+    source, purpose = None if data is None else Data.of(data), Purpose.of(task, loss, step, forward, metrics)
+    objective = purpose.base
     images = images_of(calibrate, source, seed, objective)
     folder = None if folder is None else Path(folder)
     phases = ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]
@@ -188,22 +186,22 @@ def prune(
     # Methods get a copy: some train it, and the given model has to be as it was whatever a method does.
     model = copied(original) if original is model or isinstance(chosen, TrainingMethod) else original
     check_copy(model, given, example_inputs)
-    if purpose is not None and source is not None and targets is None:
-        targets = purpose.example_targets(model, source, objective)
-    if graph is None:
-        graph = trace(model, example_inputs, allow_inexact=allow_inexact, example_targets=targets)
-    if purpose is not None:
-        measured = metrics is None and source is not None and source.val is not None
-        objective = purpose.fitted(objective, original, example_inputs, measured)
+    if purpose.named and source is not None and targets is None:
+        targets = purpose.example_targets(model, source)
+    graph = traced(model, example_inputs, graph, allow_inexact=allow_inexact, example_targets=targets)
+    if purpose.named:
+        measured = source is not None and source.val is not None
+        objective = purpose.objective(original, example_inputs, measured)
     options = {
         "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
         "save_seconds": save_seconds, "track": track,
     }  # fmt: skip
-    job = _task(
-        model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
-        engine_options=phase(folder, "prune", options), resume=resume, graph=graph, report=report, device=placement.device,
+    scope = scope or chosen.default_scope
+    job = task_for(
+        chosen, model, graph, example_inputs, budget, scope, limits.on(graph, scope), data=source, seed=seed,
+        engine_options=phase(folder, "prune", options), resume=resume, report=report, device=placement.device,
         folder=folder if resume else None,
-    )  # fmt: skip
+    ).for_method(chosen)  # fmt: skip
     division.check(chosen, job.budget)
     graph = job.graph
     report(f"traced {len(graph.groups)} channel groups, {len(job.groups)} to cut")
@@ -219,28 +217,45 @@ def prune(
         if not hooks:  # they may change batches
             recovery.check_data([recipe for _, recipe in steps], original, source, objective)
     before = figures(graph.cost(), original, source, objective)
-    guessed = purpose is None and objective.by_classes and not objective.metrics
+    guessed = not purpose.named and objective.by_classes and not objective.metrics
     if guessed and before.top1 is None and before.loss is not None:
         log.warning(
             "the network has a class for each pixel, and only the loss is measured: task='segmentation' measures mIoU and "
             "pixel accuracy, and metrics={…} what you choose"
         )
-    work = Pruning(
-        original, job, chosen, division, steps, options, before,
-        calibrate is not False, images, allow_inexact, targets, folder, report, origin, limits.record(),
-        {
-            **division.record(), "method": chosen.record(),
-            "budget": None if budget is None else budget.record(), "scope": job.scope, "limits": limits.record(),
-            "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
-            "recover": [recipe.record() for _, recipe in steps],
-            "weights": weights, **({} if purpose is None else {"task": purpose.card()}),
-        },
-        Signature.of(given_inputs, *(None, None) if source is None else (source.classes, source.preprocess)),
-    )  # fmt: skip
+    settings = {
+        **division.record(), "method": chosen.record(),
+        "budget": None if budget is None else budget.record(), "scope": job.scope, "limits": limits.record(),
+        "allow_inexact": allow_inexact, "calibrate": calibrate is not False, "seed": seed,
+        "recover": [recipe.record() for _, recipe in steps],
+        "weights": weights, **({"task": purpose.task.card()} if purpose.named else {}),
+    }  # fmt: skip
+    known = (None, None) if source is None else (source.classes, source.preprocess)
     with timing(job, budget, original, report, folder) as held:
-        work = replace(work, timing=held)
+        work = Pruning(
+            original=original, task=job, method=chosen, rounds=division, recover=steps, options=options, before=before,
+            calibrate=calibrate is not False, images=images, allow_inexact=allow_inexact, example_targets=targets,
+            folder=folder, report=report, source=origin, limits=limits.record(), settings=settings,
+            signature=Signature.of(given_inputs, *known), timing=held,
+        )  # fmt: skip
         found = work.run()
     small, plan = found.model, found.plan
+    _hand_over(small, plan, given, given_inputs, report)
+    remember_cut(small, origin, plan)
+    told = graph.warnings + graph.stale(plan.groups)
+    if check_speed and held is None and plan.kept and not plan.stripes and (slow := slower(given, small, given_inputs)):
+        report(slow)
+        told = (*told, slow)
+    result = work.result(found, told)
+    own = sorted(purpose.given)
+    return replace(result, settings={**result.settings, "functions": own}) if own else result
+
+
+def _hand_over(
+    small: nn.Module, plan: Plan, given: nn.Module, example_inputs: Any, report: Callable[[str], None]
+) -> None:
+    """Make the cut network like the given one: its device, dtypes and modes. Its stripes get the fastest kernels there."""
+    placement, modes = Placement.of(given), {name: module.training for name, module in given.named_modules()}
     placement.restore(small)
     if plan.stripes:
         tune(small, placement.restored_inputs(example_inputs))
@@ -251,13 +266,6 @@ def prune(
         )
     for name, module in small.named_modules():
         module.training = modes.get(name, modes[""])
-    remember_cut(small, origin, plan)
-    told = graph.warnings + graph.stale(plan.groups)
-    if check_speed and held is None and plan.kept and not plan.stripes and (slow := slower(given, small, given_inputs)):
-        report(slow)
-        told = (*told, slow)
-    result = work.result(found, told)
-    return replace(result, settings={**result.settings, "functions": sorted(own)}) if own else result
 
 
 def attach(
@@ -329,10 +337,11 @@ def attach(
                 "Pass forward=lambda model, batch: (outputs, targets) to run the model on batches of another form."
             ) from error
     limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
-    task = _task(
-        model, example_inputs, chosen, budget, scope, limits, data=source, seed=seed, allow_inexact=allow_inexact,
+    graph, scope = traced(model, example_inputs, None, allow_inexact=allow_inexact), scope or chosen.default_scope
+    task = task_for(
+        chosen, model, graph, example_inputs, budget, scope, limits.on(graph, scope), data=source, seed=seed,
         engine_options={"objective": objective}, log=note,
-    )  # fmt: skip
+    ).for_method(chosen)  # fmt: skip
     for line in task.unused(chosen):
         log.warning(line)
     pruner = chosen.attach(task)
@@ -370,23 +379,3 @@ def widen(
     wide, how, _ = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
     remember_widened(wide, model, how.record())
     return wide
-
-
-def _task(
-    model: nn.Module, example_inputs: Any, method: Method, budget: Budget | None, scope: Scope | None, limits: Limits, *,
-    allow_inexact: bool, graph: PrunableGraph | None = None, example_targets: Any = None,
-    report: Callable[[str], None] = lambda line: None, device: torch.device | None = None, folder: Path | None = None,
-    **rest: Any,
-) -> Task:  # fmt: skip
-    """Trace, and refuse before any work what cannot be done."""
-    if graph is None:
-        graph = trace(model, example_inputs, allow_inexact=allow_inexact, example_targets=example_targets)
-    if graph.random and not allow_inexact:
-        check_deterministic(model, example_inputs)
-    scope = scope or method.default_scope
-    bounds = limits.on(graph, scope)
-    graph = clocked(
-        model, graph, example_inputs, budget, scope, bounds, report=report, seed=int(rest.get("seed", 0)), device=device,
-        stripes=method.cuts == "stripes", folder=folder,
-    )  # fmt: skip
-    return Task(model, graph, budget, scope, example_inputs=example_inputs, bounds=bounds, **rest).for_method(method)

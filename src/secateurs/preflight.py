@@ -1,15 +1,24 @@
-"""What is checked of the arguments before any work."""
+"""What is checked and put together before any work."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from secateurs.budget import Budget
 from secateurs.errors import ConfigError, nearest
 from secateurs.graph.inputs import check_model
 from secateurs.graph.wrappers import check_plain
-from secateurs.methods.method import Method, check_budget, check_scope
+from secateurs.methods.limits import Bounds
+from secateurs.methods.method import Method, Scope, Task, check_budget, check_scope
+from secateurs.plans import PrunableGraph, trace
+from secateurs.surgery.verify import check_deterministic
+from secateurs.timing import clocked
 
 
 def check(model: Any, budget: Any, scope: Any) -> None:
@@ -39,3 +48,33 @@ def check_unknown(unknown: Mapping[str, Any], method: Method, prune: Callable[..
             f"prune has no option {name!r}. {nearest(name, known)} Options: {', '.join(sorted(known))}. Settings of a method "
             "are passed with it, for example method=sc.L1(ranking=…)."
         )
+
+
+def traced(
+    model: nn.Module, inputs: Any, graph: PrunableGraph | None, *, allow_inexact: bool, example_targets: Any = None
+) -> PrunableGraph:
+    """The given graph, or else what a trace finds. Raises VerificationError for a model that is nondeterministic in eval mode,
+    whose cuts cannot be verified."""
+    if graph is None:
+        graph = trace(model, inputs, allow_inexact=allow_inexact, example_targets=example_targets)
+    if graph.random and not allow_inexact:
+        check_deterministic(model, inputs)
+    return graph
+
+
+def task_for(
+    method: Method, model: nn.Module, graph: PrunableGraph, inputs: Any, budget: Budget | None, scope: Scope | None,
+    bounds: Bounds, *, seed: int = 0, device: torch.device | None = None, folder: Path | None = None,
+    report: Callable[[str], None] = lambda line: None, **rest: Any,
+) -> Task:  # fmt: skip
+    """The task of a method, with the latency model that the budget needs. `Task.for_method` then checks it.
+
+    scope: None for the method's default. bounds: `Limits.on(graph, scope)`. device, folder, report: as for `clocked`. rest: the
+    other fields of the task.
+    """
+    scope = scope or method.default_scope
+    graph = clocked(
+        model, graph, inputs, budget, scope, bounds, report=report, seed=seed, device=device,
+        stripes=method.cuts == "stripes", folder=folder,
+    )  # fmt: skip
+    return Task(model, graph, budget, scope, seed=seed, example_inputs=inputs, bounds=bounds, **rest)

@@ -10,7 +10,7 @@ import secateurs as sc
 from secateurs.cli.compare_criteria import _criteria
 from secateurs.report import curves
 
-studies = import_module("secateurs.studies")
+measure = import_module("secateurs.studies.criteria.measure")
 NET, LAYER = "zoo:small_cnn", "conv1"
 
 
@@ -46,11 +46,11 @@ def test_the_costly_one_only_on_request(run, job, monkeypatch):
         asked.append((name, layer, options["examples"], options["validation"]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studies, "one_by_one", spy)
+    monkeypatch.setattr(measure, "one_by_one", spy)
     for name in ("oracle-10x", "l1"):
         assert run(*job, "--criteria", name).status == 130
     assert asked == [("oracle-10x", LAYER, 8, 8), ("l1", LAYER, 8, 8)]
-    assert set(studies.criteria()) - set(_criteria(None)) == {"oracle-10x"}
+    assert set(measure.criteria()) - set(_criteria(None)) == {"oracle-10x"}
 
 
 def test_a_layer_within_a_group(run, job):
@@ -76,6 +76,13 @@ def test_resumed_it_measures_what_is_missing(run, job, tmp_path, monkeypatch):
     assert "oracle-degraded" not in ran.err
     now = json.loads((tmp_path / "r" / "curves.json").read_text())["curves"]
     assert {k: now[k] for k in first} == first
+    short = json.loads((tmp_path / "r" / "curves.json").read_text())
+    short["curves"]["l1"]["top1"].pop()
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "curves.json").write_text(json.dumps(short))
+    damaged = run(*job, "--criteria", "l1", "--out", tmp_path / "s", "--resume")
+    assert damaged.status == 1
+    assert "'curves.l1.top1' has 39 values, expected 40, one for each channel of conv1. --force starts" in damaged.err
     other = run(*job, "--seed", 3, *out, "--resume")
     assert other.status == 2
     assert "differs in seed" in other.err
@@ -137,7 +144,7 @@ def test_pictures_are_drawn_in_any_format(tmp_path):
     ],
 )
 def test_refused_before_any_work(run, job, tokens, message, monkeypatch):
-    monkeypatch.setattr(studies, "one_by_one", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr(measure, "one_by_one", lambda *a, **k: pytest.fail("work was done"))
     ran = run(*job, *tokens) if tokens[0] != "--layer" else run(*job[:8], *job[10:], *tokens)
     assert ran.status in (1, 2)
     assert message in ran.err

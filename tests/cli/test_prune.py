@@ -13,7 +13,7 @@ from torch import nn
 
 import secateurs as sc
 from secateurs.methods.npn.pruner import NPNPruner
-from secateurs.runs.purpose import Purpose
+from secateurs.tasks.purpose import Purpose
 from secateurs.training import CheckpointStore
 
 NET = "zoo:small_cnn"

@@ -144,6 +144,13 @@ def test_functions_that_are_none(tmp_path: Path) -> None:
         run(tmp_path / "r", task="regression").check()
 
 
+def test_outputs_that_are_no_classifiers(tmp_path: Path) -> None:
+    """With a loss of the user's own and no task named, outputs may be anything, also without metrics."""
+    run(tmp_path / "r", metrics=None).check()
+    with pytest.raises(DataError, match="does not return the logits that classification needs"):
+        run(tmp_path / "r", metrics=None, task="classification").check()
+
+
 def test_a_network_that_cannot_be_trained_is_found_first(tmp_path: Path) -> None:
     def wrong(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         raise ValueError("no target of this name")

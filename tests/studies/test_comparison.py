@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.graph.counter import MacCounter
 from secateurs.methods import registry, resolve
-from secateurs.runs.purpose import Purpose
 from secateurs.studies.comparison import read_comparison
 from secateurs.studies.comparison.bench import Bench
 from secateurs.studies.comparison.compute import divided, recovery_cost, search_cost, shared, width_of
@@ -26,6 +25,7 @@ from secateurs.studies.comparison.contestants import Cell, Contestant, recipes
 from secateurs.studies.comparison.crew import devices
 from secateurs.studies.comparison.outcomes import Spread
 from secateurs.studies.comparison.work import Network, Work
+from secateurs.tasks.purpose import Purpose
 from tests.studies.comparing import DATA, DEAD, MODEL, batches, run, tiny
 
 pytest.importorskip("sklearn")

@@ -17,13 +17,13 @@ import secateurs as sc
 from secateurs.artifact import Figures
 from secateurs.methods import Method, resolve
 from secateurs.methods.pruner import TrainingMethod
-from secateurs.runs.purpose import Purpose
 from secateurs.studies.comparison.bench import Bench, Foreseen, Job, Probe, Record
 from secateurs.studies.comparison.compute import SearchCost, divided, recovery_cost, search_cost
 from secateurs.studies.comparison.contestants import Cell, Contestant
 from secateurs.studies.comparison.folder import ComparisonFolder
 from secateurs.studies.comparison.running import Running
 from secateurs.studies.comparison.work import Network, Work
+from secateurs.tasks.purpose import Purpose
 from tests.studies.comparing import batches, tiny
 
 ORIGINAL = Figures(macs=1000, params=100, top1=90.0)

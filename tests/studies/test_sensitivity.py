@@ -265,8 +265,10 @@ def test_a_killed_study_resumes_to_the_same(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(measure._Study, "base", None)  # it is in the file
     done = study(folder=tmp_path, resume=True)
     assert (done.groups, done.base) == (whole.groups, whole.base)
-    monkeypatch.setattr(measure._Study, "groups", None)
-    assert study(folder=tmp_path, resume=True) == done  # nothing is left to do
+    monkeypatch.setattr(measure, "traced", None)
+    said: list[str] = []
+    assert study(folder=tmp_path, resume=True, report=said.append) == done
+    assert said == [f"{tmp_path / 'sensitivity.json'} is finished already: nothing to do."]
 
 
 def test_a_study_of_other_data_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +339,7 @@ def test_an_early_end_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monke
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure, "trace", interrupted)
+    monkeypatch.setattr(measure, "traced", interrupted)
     with pytest.raises(KeyboardInterrupt):
         study(folder=tmp_path / "runs" / "s")
     assert not list(tmp_path.iterdir())

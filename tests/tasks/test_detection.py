@@ -19,8 +19,8 @@ from secateurs.errors import ConfigError, DataError, SpecError
 from secateurs.plans import trace
 from secateurs.recovery.calibrate import _apart
 from secateurs.runs import redesign
-from secateurs.runs.purpose import Purpose
 from secateurs.tasks import Detection, Reading
+from secateurs.tasks.purpose import Purpose
 from secateurs.widening import grow
 from secateurs.zoo.vision import torchvision
 from tests.tasks import drawn

@@ -19,9 +19,9 @@ from secateurs.data.masks import IGNORED
 from secateurs.deploy.formats import FORMATS
 from secateurs.errors import ConfigError, DataError
 from secateurs.recovery.distil import counting, soft_loss
-from secateurs.runs.purpose import Purpose
 from secateurs.tasks import Segmentation, task
 from secateurs.tasks.pictures import figure
+from secateurs.tasks.purpose import Purpose
 from secateurs.tasks.segmentation import DiceCrossEntropy, dice_loss
 from secateurs.training import CrossEntropy, evaluate
 from secateurs.training.losses import heads

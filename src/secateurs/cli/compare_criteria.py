@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from secateurs.cli import options
 from secateurs.cli.config import ConfigOptions
 from secateurs.cli.options import Count, DataOptions, Flag, Folder, ModelOptions, Seed, log
 from secateurs.cli.task import TaskOptions
-from secateurs.errors import ArtifactError, ConfigError, PlanError, nearest, shown
+from secateurs.errors import ConfigError, nearest, shown
 
 if TYPE_CHECKING:
-    from secateurs import ChannelGraph
+    from secateurs.studies.criteria import Compared
 
 COSTLY = "oracle-10x"
 
@@ -91,65 +90,25 @@ def compare_criteria(
     device
         cpu, cuda, cuda:1 …; an accelerator if there is one
     """
-    from secateurs.artifact import digest
-    from secateurs.methods import Task
-    from secateurs.plans import trace
-    from secateurs.runs.curves import CurveRecord, values
-    from secateurs.runs.cut import pick_device
-    from secateurs.runs.purpose import Purpose
-    from secateurs.studies import one_by_one
+    from secateurs.studies.criteria import compare_criteria
+    from secateurs.tasks.purpose import Purpose
 
     purpose = Purpose.of((task_options or TaskOptions()).chosen())
-    model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec().complete(purpose.task)
+    network = (model_options or ModelOptions()).network(model)
+    spec = (data_options or DataOptions()).spec().complete(purpose.task)
     chosen = _criteria(criteria)
-    if model_options.weights is None:
+    if network.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: all of its channels are as good as another.")
-    build = model_options.network(model).open(purpose)
-    settings = {
-        "model": model,
-        "weights": digest(model_options.weights),
-        "layer": layer,
-        "examples": examples,
-        "val_examples": val_examples,
-        "precision": precision,
-        "seed": seed,
-        **purpose.card(),
-        **spec.settings(),
-    }
-    record = None if out is None else CurveRecord(out, settings, model, layer, log)
-    curves = {} if record is None else record.open(resume, force)
-    where = pick_device(device)
-    data = spec.load(seed, where, purpose.task, model_options.num_classes)
-    network = build(data, where, seed)
-    purpose.check_fits(network, data, model)
-    inputs = purpose.example(network, data)
-    graph = trace(network, inputs, example_targets=purpose.example_targets(network, data))
-    group = _group(graph, layer, model)
-    for name, known in curves.items():
-        if len(found := values(known)) != graph[group].size:
-            raise ArtifactError(
-                f"{out and shown(out / 'curves.json')} is not valid: field 'curves.{name}.{known['figure']}' has {len(found)} "
-                f"values, expected {graph[group].size}, one for each channel of {layer}. --force starts over."
-            )
-    objective = purpose.objective(network, inputs)
-    task = Task(network, graph, None, "all", data, seed, inputs, {"device": where, "objective": objective})
-    for i, criterion in enumerate(chosen, start=1):
-        if criterion in curves:
-            continue
-        log(f"[{i}/{len(chosen)}] {criterion}")
-        curve = one_by_one(
-            task, group, criterion, examples=examples, validation=val_examples, precision=precision,
-            figure=purpose.task.primary,
-        )  # fmt: skip
-        curves[criterion] = curve.asdict()
-        if record is not None and options.first():
-            record.write(curves)
+    found = compare_criteria(
+        network, spec, purpose, layer, chosen, examples=examples, validation=val_examples, precision=precision, folder=out,
+        resume=resume, overwrite=force, seed=seed, device=device, report=log,
+    )  # fmt: skip
     if options.first():
-        _show(model, group, graph[group].size, {name: curves[name] for name in chosen}, out)
+        _show(model, found, out)
 
 
 def _criteria(names: str | None) -> list[str]:
-    from secateurs.studies import criteria
+    from secateurs.studies.criteria.orders import criteria
 
     known = criteria()
     if names is None:
@@ -163,41 +122,28 @@ def _criteria(names: str | None) -> list[str]:
     return chosen
 
 
-def _group(graph: ChannelGraph, layer: str, model: str) -> str:
-    """The group of this name, or the group that a layer of this name produces."""
-    try:
-        group = graph[layer]
-    except PlanError as error:
-        raise ConfigError(f"{model}: {error}") from None
-    if not group.prunable:
-        why = "" if group.reason is None else group.reason.message
-        raise ConfigError(f"The channels of {layer} cannot be cut: ", why, ".")
-    if group.size < 2:
-        raise ConfigError(f"{layer} has a single channel: there is no order to compare.")
-    return group.name
-
-
-def _show(model: str, group: str, size: int, curves: Mapping[str, Mapping[str, Any]], out: Path | None) -> None:
+def _show(model: str, found: Compared, out: Path | None) -> None:
     import secateurs.report as report
-    from secateurs.runs.curves import values
 
-    figure = next(iter(curves.values()))["figure"]
-    show = report.formatted([x for curve in curves.values() for x in values(curve)], figure)
+    curves = found.curves
+    first = next(iter(curves.values()))
+    figure, size = first.figure, len(first.values)
+    show = report.formatted([x for curve in curves.values() for x in curve.values], figure)
     rows = report.table("criterion", "area", "1/4 gone", "1/2", "3/4", "images", "time")
     for name, curve in curves.items():
         at = (round(size * k / 4) for k in (1, 2, 3))
         rows.add_row(
             name,
-            show(curve["area"]),
-            *(show(values(curve)[min(k, size - 1)]) for k in at),
-            f"{curve['examples']:,}",
-            report.duration(curve["seconds"]),
+            show(curve.area),
+            *(show(curve.values[min(k, size - 1)]) for k in at),
+            f"{curve.examples:,}",
+            report.duration(curve.seconds),
         )
     console = options.out()
     console.print(rows)
     console.print()
-    whole = show(values(next(iter(curves.values())))[0])
-    console.print(f"{model}, {group}: {size} channels, {report.heading(figure)} {whole} with all of them")
+    whole = show(first.values[0])
+    console.print(f"{model}, {found.layer}: {size} channels, {report.heading(figure)} {whole} with all of them")
     if out is not None:
         picture = " and curves.png" if (out / "curves.png").exists() else ""
         console.print(f"saved to {shown(out)}: curves.json{picture}")

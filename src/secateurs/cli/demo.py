@@ -83,10 +83,10 @@ def demo(
 
     import secateurs as sc
     import secateurs.report as report
-    from secateurs.methods import Task
-    from secateurs.runs.purpose import Purpose
+    from secateurs.preflight import task_for
     from secateurs.runs.sources import DataSpec, rewind
     from secateurs.runs.training import check_epochs
+    from secateurs.tasks.purpose import Purpose
 
     torch.set_num_threads(1)  # so small a network gains nothing by more, and loses much where cores are shared
     chosen = _methods(methods)
@@ -101,9 +101,8 @@ def demo(
     graph = sc.trace(network, inputs)
     for name, method in chosen.items():
         try:
-            task = Task(network, graph, budget, method.default_scope, data, seed, inputs)
-            method.check(task)
-            method.feasible(task)
+            task = task_for(method, network, graph, inputs, budget, None, {}, data=data, seed=seed)
+            task.for_method(method)
         except BudgetError as error:  # without advice on a scope, which is not to be had here
             raise error.within(f"{name}: ").advised() from error
     rewind(data)
@@ -158,8 +157,8 @@ def _pruned(
 ) -> tuple[Result, float]:
     """The result, and the seconds that it took."""
     import secateurs as sc
-    from secateurs.runs.purpose import Purpose
     from secateurs.runs.sources import rewind
+    from secateurs.tasks.purpose import Purpose
 
     began = time.perf_counter()
     rewind(data)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from secateurs import Data
     from secateurs.artifact import Card
     from secateurs.runs import DataSpec
-    from secateurs.runs.purpose import Purpose
     from secateurs.tasks import VisionTask
+    from secateurs.tasks.purpose import Purpose
 
 
 def evaluate(
@@ -69,7 +69,7 @@ def evaluate(
     """
     from secateurs.artifact import on_hub, read
     from secateurs.runs.cut import pick_device
-    from secateurs.runs.purpose import Purpose
+    from secateurs.tasks.purpose import Purpose
 
     model_options, spec = model_options or ModelOptions(), (data_options or DataOptions()).spec()
     if artifact is None and model is None:
@@ -125,7 +125,7 @@ def evaluate(
 
 def recorded_purpose(artifact: Path, card: Card) -> Purpose:
     """What the network is for, as its card says: without functions of the user's own, which it does not have."""
-    from secateurs.runs.purpose import Purpose
+    from secateurs.tasks.purpose import Purpose
 
     return Purpose(recorded(card, artifact), card.task is not None)
 

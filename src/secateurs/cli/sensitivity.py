@@ -113,8 +113,8 @@ def sensitivity(
     """
     import secateurs as sc
     from secateurs.runs.cut import pick_device
-    from secateurs.runs.purpose import Purpose
     from secateurs.studies.sensitivity.record import Record
+    from secateurs.tasks.purpose import Purpose
 
     model_options, task = model_options or ModelOptions(), (task_options or TaskOptions()).chosen()
     purpose = Purpose.of(task)

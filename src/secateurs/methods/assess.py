@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,16 +28,19 @@ VALUES = 2**25  # of the inputs of a batch: 222 images of 224 × 224
 
 
 class Assessor:
-    """`model` is a private copy of the task's model, in eval mode and without gradients; `batches` are the first `examples`
-    training examples (of epoch 0, augmented as training is), on the device, `rows` at a time: by default many, but of large
-    images as many as the data has in a batch.
+    """`model` is a private copy of the task's model, in eval mode and without gradients; `batches` have `rows` examples each,
+    by default many, but of large images as many as the data has in a batch.
+
+    examples: as many from the beginning of training (of epoch 0, augmented as training is), which are held on the device; or
+        batches of validation, of which there may be more than fit there.
 
     Each of several processes evaluates all of them, so that all get the same result.
     """
 
     def __init__(
-        self, task: Task, examples: int, *, precision: str = "fp32", rows: int | None = None, labels: bool = True
-    ) -> None:
+        self, task: Task, examples: int | Iterable[B.Batch], *, precision: str = "fp32", rows: int | None = None,
+        labels: bool = True,
+    ) -> None:  # fmt: skip
         device = task.engine_options.get("device")
         self.device = device_of(task.model) if device is None else usable(device)
         self.precision = P.resolve(precision, self.device, task.model)
@@ -47,17 +50,25 @@ class Assessor:
             channels_last_(self.model)
         self.objective, self.labels = task.objective, labels
         self.rows, self._most = rows or (256 if self.device.type == "cpu" else 2048), None if rows else VALUES
-        whole = self.objective.whole
-        self.batches = self.hold(_head(task.data.train, examples, task.seed, labels, whole))
+        if isinstance(examples, int):
+            head = _head(task.data.train, examples, task.seed, labels, self.objective.whole)
+            self.batches = [self.moved(batch) for batch in self.sliced(head)]
+        else:
+            self.batches = self.sliced(examples, "val")
         self.examples = sum(b.rows for b in self.batches)
 
-    def hold(self, batches: Iterator[B.Batch], split: str = "train") -> list[B.Batch]:
-        """The batches on the device, in slices of `rows`, each of images of one size; those that the user's functions take, as
-        they are. Raises DataError for batches that do not fit the model or each other."""
+    def moved(self, batch: B.Batch) -> B.Batch:
+        """The batch on the device."""
+        return B.to_device(batch, self.device, self.channels_last)
+
+    def sliced(self, batches: Iterable[B.Batch], split: str = "train") -> list[B.Batch]:
+        """The batches in slices of `rows`, each of images of one size; those that the user's functions take, as they are.
+
+        Raises DataError for batches that do not fit the model or each other.
+        """
         self.check = Check(self.model, split)
         if self.objective.whole:
-            fitting = (self.check.fit(batch, index) for index, batch in enumerate(batches))
-            return [B.to_device(batch, self.device, self.channels_last) for batch in fitting]
+            return [self.check.fit(batch, index) for index, batch in enumerate(batches)]
         pieces, waiting, held = list[B.Batch](), 0, []
         for index, batch in enumerate(batches):
             batch = self.check.alike(self.check.fit(batch, index), index)
@@ -75,7 +86,7 @@ class Assessor:
                 pieces, waiting = [B.rows_of(whole, self.rows, waiting)], waiting - self.rows
         if waiting:
             held.append(B.joined(pieces))
-        return [B.to_device(batch, self.device, self.channels_last) for batch in held]
+        return held
 
     def judge(self, batch: B.Batch) -> Judged:
         """The outputs, targets and loss in evaluation."""

@@ -26,18 +26,18 @@ from secateurs.methods.method import Scope
 from secateurs.methods.rounds import ONE_ROUND, Rounds
 from secateurs.models import load
 from secateurs.plans import PrunableGraph, trace
+from secateurs.preflight import task_for
 from secateurs.report import count
 from secateurs.report.curves import can_plot
 from secateurs.result import Result, described
 from secateurs.runs import stages
 from secateurs.runs.command import shareable
 from secateurs.runs.folder import FOLDER, OVERWRITE, PICTURE, RESUME, RunFolder
-from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, rewind
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining, trained
-from secateurs.timing import clocked
+from secateurs.tasks.purpose import Purpose
 from secateurs.training import Objective, Phase, Recipe
 from secateurs.training.processes import check as check_processes
 from secateurs.training.processes import first
@@ -179,20 +179,11 @@ class Cut:
         bounds = self.limits.on(traced, self.scope or self.method.default_scope)
 
         def feasible(method: Method, budget: Budget | None) -> Task:
-            scope = self.scope or method.default_scope
-            graph = clocked(
-                network,
-                traced,
-                inputs,
-                budget,
-                scope,
-                bounds,
-                report=self.log,
-                seed=self.seed,
-                stripes=method.cuts == "stripes",
+            task = task_for(
+                method, network, traced, inputs, budget, self.scope, bounds, data=data, seed=self.seed, report=self.log,
                 folder=self.folder.folder if resume else None,
-            )
-            return Task(network, graph, budget, scope, data, self.seed, inputs, bounds=bounds).for_method(method)
+            )  # fmt: skip
+            return task.for_method(method)
 
         first_task = feasible(self.method, self.budget)
         graph = first_task.graph

@@ -24,12 +24,12 @@ from secateurs.recovery import phases
 from secateurs.runs import stages
 from secateurs.runs.cut import Cut
 from secateurs.runs.folder import RunFolder
-from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataSpec, NetworkSpec, as_source
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining
 from secateurs.tasks import VisionTask
+from secateurs.tasks.purpose import Purpose
 from secateurs.training import Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step

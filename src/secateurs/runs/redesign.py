@@ -24,21 +24,22 @@ from secateurs.files import check_writable, dump_json, read_json, shown
 from secateurs.graph import Cost
 from secateurs.graph import count as counted
 from secateurs.keywords import explained
-from secateurs.methods import Method, Task, resolve
+from secateurs.methods import Method, resolve
 from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
 from secateurs.plans import PrunableGraph, trace
+from secateurs.preflight import task_for
 from secateurs.report import count
 from secateurs.result import Result, described
 from secateurs.runs.cut import pick_device
 from secateurs.runs.folder import OVERWRITE, RunFolder, write
 from secateurs.runs.prune import silent
-from secateurs.runs.purpose import Purpose
 from secateurs.runs.result import ROWS, Redesign
 from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, as_source, rewind
 from secateurs.runs.training import RedesignTraining, trained
 from secateurs.surgery import reinitialize
 from secateurs.tasks import VisionTask
+from secateurs.tasks.purpose import Purpose
 from secateurs.training import CheckpointStore, Engine, Objective, Recipe
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step
@@ -255,8 +256,7 @@ class _Stages:
 
     def prepare(self, build: Builder) -> Ready:
         """Check, before any work, whatever would make the run fail later."""
-        where = pick_device(self.device)
-        purpose = self.purpose
+        where, purpose = pick_device(self.device), self.purpose
         data = self.data.load(self.seed, where, purpose.task, self.network.num_classes)
         check_trackers(self.track, self.folder.folder)
         base = build(data, where, self.seed)
@@ -280,7 +280,7 @@ class _Stages:
         cost, scaled = counted(base, inputs), graph.cost()
         budget = self._budget(cost, scaled)
         bounds = self.limits.on(graph, self.scope)
-        task = Task(wide, graph, budget, self.scope, data, self.seed, inputs, bounds=bounds)
+        task = task_for(self.method, wide, graph, inputs, budget, self.scope, bounds, data=data, seed=self.seed)
         widths = task.widths
         least = widths.cost(widths.lowest).macs if widths.groups else 0
         if widths.groups and least > budget.limits(scaled).macs:

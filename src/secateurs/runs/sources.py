@@ -22,8 +22,8 @@ from secateurs.files import shown
 from secateurs.keywords import explained
 from secateurs.models import build, is_artifact
 from secateurs.placement import Placement
-from secateurs.runs.purpose import OTHER, Purpose
 from secateurs.tasks import Classification, Reading, VisionTask
+from secateurs.tasks.purpose import OTHER, Purpose
 from secateurs.zoo import load_state, takes_classes
 from secateurs.zoo.weights import put
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -100,7 +100,7 @@ class VisionTask(Settings):
         """
         return {}
 
-    def fitted(self, objective: Objective, network: nn.Module, inputs: Any, measured: bool = True) -> Objective:
+    def fitted(self, objective: Objective, network: nn.Module, inputs: Any, measured: bool) -> Objective:
         """The objective with this task's metrics, if they are `measured`. inputs: of one example. Raises DataError for a
         network of another task, TraceError for one that does not run on the inputs."""
         with running(network, inputs), torch.no_grad(), evaluating(network), preserve_rng_state():
@@ -112,13 +112,6 @@ class VisionTask(Settings):
         if metrics and objective.step is not None and objective.forward is None:
             objective = replace(objective, forward=_pairs)
         return replace(objective, metrics=metrics)
-
-    def example_targets(self, network: nn.Module, data: Data, objective: Objective) -> Any:
-        """What the network is called with in training beside its inputs, for one example: to trace what runs in training only.
-        None if nothing, and where that would use up an iterator."""
-        if isinstance(data.train if data.val is None else data.val, Iterator):
-            return None
-        return of_example(network, data, objective, objective.targets)
 
     def card(self) -> dict[str, Any]:
         """What an artifact's card says: the name and the settings."""

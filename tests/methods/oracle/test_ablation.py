@@ -130,7 +130,7 @@ def test_other_batches_than_ones_own() -> None:
     task, held = assessor(network())
     group, masks = task.groups[0], torch.ones(2, task.groups[0].size)
     masks[1, :3] = 0
-    batches = held.hold(iter([Batch(images(6, 50), torch.arange(6) % 4)]))
+    batches = held.sliced([Batch(images(6, 50), torch.arange(6) % 4)])
     other = assessor(network())[1]
     other.batches = batches
     with Ablation(held, group, 1 << 30) as ablation, Ablation(other, group) as expected:
@@ -165,11 +165,11 @@ def test_inputs_of_several_parts_are_cut_alike() -> None:
         return {"a": x[:, None].float(), "b": (x, -x)}, x
 
     _, held = assessor(network(), rows=4)
-    found = held.hold(iter([Batch(*batch(3, 0)), Batch(*batch(4, 3))]))
+    found = held.sliced([Batch(*batch(3, 0)), Batch(*batch(4, 3))])
     assert [b.targets.tolist() for b in found] == [[0, 1, 2, 3], [4, 5, 6]]
     assert found[1].inputs["b"][1].tolist() == [-4, -5, -6]
     ragged = iter([Batch(torch.zeros(1, 3, 4, 4), torch.zeros(1)), Batch(torch.zeros(1, 3, 5, 5), torch.zeros(1))])
-    assert [b.inputs.shape[-1] for b in held.hold(ragged)] == [4, 5]  # images of another size are another batch
+    assert [b.inputs.shape[-1] for b in held.sliced(ragged)] == [4, 5]  # images of another size are another batch
     ragged = iter([Batch(torch.zeros(1, 3, 4, 4), torch.zeros(1)), Batch(torch.zeros(1, 1, 4, 4), torch.zeros(1))])
     with pytest.raises(sc.DataError, match="different shapes"):
-        held.hold(ragged)
+        held.sliced(ragged)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.data.structure import leaves
 from secateurs.graph import ChannelGroup
 from secateurs.graph.channels import parameter
+from secateurs.graph.inputs import tensors
 from secateurs.masking.gates import Gates
 from secateurs.methods.assess import Assessor
 from secateurs.methods.oracle.prefix import Held, Prefix
@@ -40,7 +41,7 @@ class Ablation:
 
     def __enter__(self) -> Ablation:
         self.gates.attach()
-        probe = B.rows_of(self.assessor.batches[0], 0, 4)
+        probe = self.assessor.moved(B.rows_of(self.assessor.batches[0], 0, 4))
         every = torch.ones(self.group.size, device=self.assessor.device)
         half = every.clone()
         half[::2] = 0
@@ -118,12 +119,15 @@ class Ablation:
 class Judging(Ablation):
     """Evaluates all figures that are measured of a network, in place of the loss."""
 
-    @torch.no_grad()
-    def figures(self, masks: Tensor, batches: list[B.Batch]) -> list[Metrics]:
-        """For each mask (rows of (M, size), 1 = kept) what is measured of the network on these batches."""
-        masks, device = masks.to(self.assessor.device), self.assessor.device
-        meters = [Meter(self.assessor.objective.metrics, device, together=False) for _ in masks]
-        for i, batch in enumerate(batches):
+    def figures(self, masks: Tensor) -> list[Metrics]:
+        """For each mask (rows of (M, size), 1 = kept) what is measured of the network."""
+        with self, torch.no_grad():
+            return self._figures(masks.to(self.assessor.device))
+
+    def _figures(self, masks: Tensor) -> list[Metrics]:
+        assessor = self.assessor
+        meters = [Meter(assessor.objective.metrics, assessor.device, together=False) for _ in masks]
+        for i, batch in enumerate(map(assessor.moved, assessor.batches)):
             first, held = self._prepare(i, batch, masks[0], False)
             meters[0].add(first, batch.rows)
             for meter, mask in zip(meters[1:], masks[1:], strict=True):
@@ -136,4 +140,5 @@ class Judging(Ablation):
         return self.assessor.judge(batch)
 
     def _compared(self, found: Judged) -> Tensor:
-        return torch.cat([x.flatten().double() for x in leaves(found.outputs)])
+        every = [x.flatten().double() for x in tensors(found.outputs)]
+        return torch.cat(every) if every else torch.full((1,), math.nan)  # which equals nothing

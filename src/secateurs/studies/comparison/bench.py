@@ -29,6 +29,7 @@ from secateurs.graph.inputs import call, to_model_device
 from secateurs.methods import Method, Task
 from secateurs.methods.limits import Limits
 from secateurs.plans import trace
+from secateurs.preflight import task_for
 from secateurs.recovery import Recover, recover
 from secateurs.studies.comparison.compute import (
     Division,
@@ -42,7 +43,6 @@ from secateurs.studies.comparison.contestants import Cell
 from secateurs.studies.comparison.peers import TorchPruning
 from secateurs.studies.comparison.work import Work
 from secateurs.studies.fingerprint import known_examples
-from secateurs.timing import clocked
 from secateurs.training import CrossEntropy, Objective, Phase
 from secateurs.training import batches as B
 
@@ -170,12 +170,10 @@ class Bench:
 
     def _task(self, method: Method, cell: Cell, graph: Any, scope: Any) -> Task:
         limits = Limits(**{name: self.work.options[name] for name in LIMITS if name in self.work.options})
-        chosen = scope or method.default_scope
-        bounds = limits.named(self.model).on(graph, chosen)
-        graph = clocked(self.model, graph, self.inputs, cell.budget, chosen, bounds, stripes=method.cuts == "stripes")
-        task = Task(
-            self.model, graph, cell.budget, chosen, self.at(cell.seed), cell.seed, self.inputs,
-            {"device": self.where, "objective": self.objective}, bounds=bounds,
+        bounds = limits.named(self.model).on(graph, scope or method.default_scope)
+        task = task_for(
+            method, self.model, graph, self.inputs, cell.budget, scope, bounds, data=self.at(cell.seed), seed=cell.seed,
+            engine_options={"device": self.where, "objective": self.objective},
         )  # fmt: skip
         return task.for_method(method)
 

@@ -19,7 +19,6 @@ from secateurs.graph.inputs import check_model
 from secateurs.methods import Method
 from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
-from secateurs.runs.purpose import Purpose
 from secateurs.runs.sources import DataSpec
 from secateurs.studies.comparison.compute import Unit
 from secateurs.studies.comparison.contestants import (
@@ -41,6 +40,7 @@ from secateurs.studies.comparison.running import Running
 from secateurs.studies.comparison.work import OWN, Network, Work
 from secateurs.studies.fingerprint import fingerprint
 from secateurs.tasks import VisionTask
+from secateurs.tasks.purpose import Purpose
 from secateurs.training import Phase
 from secateurs.training.losses import Loss
 from secateurs.training.objective import Forward, Step

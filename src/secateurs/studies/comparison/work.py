@@ -24,9 +24,9 @@ from secateurs.errors import ConfigError, DataError, Setting
 from secateurs.files import parse_tensors, read_bytes
 from secateurs.importing import import_object
 from secateurs.placement import Placement
-from secateurs.runs.purpose import Purpose
 from secateurs.runs.sources import DataSpec, NetworkSpec
 from secateurs.studies.comparison.compute import Unit
+from secateurs.tasks.purpose import Purpose
 from secateurs.training import Phase
 
 OWN = "python:"  # begins the name of a function that returns the data

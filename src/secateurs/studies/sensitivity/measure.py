@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateurs import artifact, training
 from secateurs.artifact import Figures
@@ -22,42 +20,34 @@ from secateurs.calibration import images_of
 from secateurs.data import Data
 from secateurs.devices import usable
 from secateurs.errors import ConfigError, Setting
+from secateurs.files import shown
 from secateurs.graph import ChannelGroup
 from secateurs.graph.copies import copied
-from secateurs.graph.inputs import tensors
-from secateurs.graph.modes import evaluating
-from secateurs.masking.gates import Gates
-from secateurs.methods.assess import reporter, spread
+from secateurs.methods.assess import Assessor, reporter, spread
 from secateurs.methods.criterion import Criterion
 from secateurs.methods.limits import Layers, Limits
 from secateurs.methods.method import Method, Scope, Task
-from secateurs.methods.oracle.ablation import readers
-from secateurs.methods.oracle.prefix import Prefix
+from secateurs.methods.oracle.ablation import Judging
 from secateurs.placement import Placement
-from secateurs.plans import PrunableGraph, trace
-from secateurs.preflight import check
+from secateurs.plans import PrunableGraph
+from secateurs.preflight import check, task_for, traced
 from secateurs.recovery import IMAGES as CALIBRATE
 from secateurs.recovery.calibrate import after_cut_
 from secateurs.report import count, duration
-from secateurs.runs.purpose import Purpose
 from secateurs.seeds import preserve_rng_state
 from secateurs.studies.fingerprint import fingerprint
 from secateurs.studies.sensitivity.asked import criterion, fractions, recorded
 from secateurs.studies.sensitivity.record import Record, taken_over
 from secateurs.studies.sensitivity.result import Cut, Group, Sensitivity, primary
 from secateurs.surgery import apply
-from secateurs.surgery.verify import check_deterministic
-from secateurs.training import CrossEntropy, Objective
-from secateurs.training import batches as B
-from secateurs.training.checks import Check
-from secateurs.training.losses import Loss, to_device
-from secateurs.training.metrics import Meter, Metrics, higher_is_better
-from secateurs.training.objective import Forward, Judged, Step
+from secateurs.tasks.purpose import Purpose
+from secateurs.training.losses import Loss
+from secateurs.training.metrics import Metrics, higher_is_better
+from secateurs.training.objective import Forward, Step
 from secateurs.training.progress import Mode
 
 SHARES = (0.25, 0.5, 0.75)
 IMAGES = 1000
-ROWS = 128  # examples at a time
 LONG = 10.0  # seconds; of a study that takes less, it is not said how long
 T = TypeVar("T")
 
@@ -129,7 +119,8 @@ def sensitivity(
         raise ConfigError(Setting("images", images), " is not valid: it must be an integer of at least 1.")
     if data is None:
         raise ConfigError("A sensitivity study measures on data: pass data=sc.Data(train=…, val=…).")
-    source, objective = Data.of(data), Objective(loss, step, forward, metrics or {})
+    source, purpose = Data.of(data), Purpose.of(None, loss, step, forward, metrics or None)
+    objective = purpose.base
     if source.val is None:
         raise ConfigError("A sensitivity study measures on validation data: pass data=sc.Data(train=…, val=…).")
     limits = Limits(exclude, only).named(model)
@@ -140,47 +131,44 @@ def sensitivity(
             "weights": artifact.weights_digest(model), "method": recorded(chosen), "shares": shares, "images": images,
             "calibrate": calibrate is not False, "scope": scope or chosen.default_scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "metric": metric, "seed": seed,
-            **Purpose.of(None, loss, step, forward, metrics or None).record(), "data": fingerprint(source),
+            **purpose.record(), "data": fingerprint(source),
             **(settings or {}),
         },
     )  # fmt: skip
     earlier = None if record is None else record.open(resume, overwrite)
+    if record is not None and earlier is not None and earlier.finished:
+        report(f"{shown(record.file)} is finished already: nothing to do.")
+        return earlier
     placement = Placement.of(model)
     network = copied(placement.working_copy(model, where)).eval()
     inputs = placement.working_inputs(example_inputs, where)
     targets = None if example_targets is None else placement.working_inputs(example_targets, where)
-    if graph is None:
-        graph = trace(network, inputs, allow_inexact=allow_inexact, example_targets=targets)
-    if graph.random and not allow_inexact:
-        check_deterministic(network, inputs)
+    graph = traced(network, inputs, graph, allow_inexact=allow_inexact, example_targets=targets)
     scope = scope or chosen.default_scope
     options = {"device": where, "objective": objective, "progress": progress}
-    task = Task(
-        network, graph, None, scope, source, seed, inputs, options, bounds=limits.on(graph, scope)
+    task = task_for(
+        chosen, network, graph, inputs, None, scope, limits.on(graph, scope), data=source, seed=seed,
+        engine_options=options,
     )  # fmt: skip
     task.widths.check()
     if not objective.whole and chosen.reads_labels:
         training.check_labels(source.train, [chosen.name])
-    work = _Study(task, chosen, objective, where, shares, allow_inexact, images, calibrate)
+    work = _Study(task, chosen, shares, allow_inexact, images, calibrate)
     done = taken_over(earlier, [g.name for g in task.groups])
     report(work.extent(len(done)))
     base, once = _timed(work.base) if earlier is None else (earlier.base, 0.0)
-    calibrated, again = (
-        _timed(work.base_calibrated) if earlier is None or not earlier.finished else (earlier.base_calibrated, 0.0)
-    )
+    calibrated, again = _timed(work.base_calibrated)
     name = primary(metric, base, tuple(objective.metrics))
     higher = name != "loss" and higher_is_better(objective.metrics.get(name.partition(".")[0]))
 
     def result(groups: Sequence[Group], finished: bool = True) -> Sensitivity:
         return Sensitivity(
             finished=finished, settings={"scope": scope} if record is None else record.plain, model=_named(model),
-            method=recorded(chosen), metric=name, higher_is_better=higher, shares=shares, images=work.examples,
+            method=recorded(chosen), metric=name, higher_is_better=higher, shares=shares, images=work.assessor.examples,
             calibrated_on=work.calibrated_on, base=base, base_calibrated=calibrated, groups=tuple(groups),
             seconds=(0.0 if earlier is None else earlier.seconds) + time.perf_counter() - began,
         )  # fmt: skip
 
-    if earlier is not None and earlier.finished:
-        return earlier
     each = earlier.seconds / len(done) if earlier is not None and done else work.expected(once, again)
     left = len(task.groups) - len(done)
     if each * left >= LONG:
@@ -201,39 +189,28 @@ def sensitivity(
     return found
 
 
-@dataclass(frozen=True)
-class _Held:
-    """Batches that are read once: of validation, and to calibrate on."""
-
-    val: list[B.Batch]
-    calibrate: list[B.Batch]
-
-
 class _Study:
     """The measuring."""
 
     def __init__(
-        self, task: Task, method: Criterion, objective: Objective, where: torch.device, shares: tuple[float, ...],
-        allow_inexact: bool, images: int, calibrate: Any,
-    ) -> None:  # fmt: skip
-        self.task, self.method, self.objective, self.where, self.shares = task, method, objective, where, shares
-        self.allow_inexact = allow_inexact
-        whole = objective.whole
+        self, task: Task, method: Criterion, shares: tuple[float, ...], allow_inexact: bool, images: int, calibrate: Any
+    ) -> None:
+        self.task, self.method, self.shares, self.allow_inexact = task, method, shares, allow_inexact
+        self.objective, whole = task.objective, task.objective.whole
         val = task.data.val
         source = list(val) if isinstance(val, Iterator) else val
-        seen = list(_joined(spread(source, images, whole)))
-        given = images_of(calibrate, task.data, task.seed, objective)
+        self.assessor = Assessor(task, spread(source, images, whole))  # reads it once
+        given = images_of(calibrate, task.data, task.seed, task.objective)
         some = [] if given is None else training.without_labels(
             given, min(images, CALIBRATE), seed=task.seed, whole=whole
         )  # fmt: skip
-        self.held = _Held(seen, list(some))
-        self.examples = sum(batch.rows for batch in seen)
-        self.calibrated_on = sum(batch.rows for batch in self.held.calibrate)
+        self.to_calibrate_on = list(some)
+        self.calibrated_on = sum(batch.rows for batch in self.to_calibrate_on)
 
     def extent(self, done: int) -> str:
         """How much there is to do, as a line of text."""
         groups = len(self.task.groups) - done
-        each = f"each measured on {count(self.examples, 'image')}"
+        each = f"each measured on {count(self.assessor.examples, 'image')}"
         again = f", and again after calibration on {self.calibrated_on:,}" if self.calibrated_on else ""
         already = f" ({done} are done already)" if done else ""
         return f"{count(groups, 'group')} at {count(len(self.shares), 'share')}, {each}{again}{already}"
@@ -244,14 +221,14 @@ class _Study:
 
     def base_calibrated(self) -> Figures | None:
         """The whole network, calibrated as the cut ones are: cuts are then compared with it."""
-        if not self.held.calibrate:
+        if not self.to_calibrate_on:
             return None
         return _figures(self.task.graph.cost(), self._evaluated(self._calibrated({})))
 
     def expected(self, whole: float, calibrated: float) -> float:
         """About how many seconds a group takes, by what the whole network took as it is and calibrated. Masked ones take no
         longer than the former, whose first run may wait for the device, and the latter includes a run."""
-        return len(self.shares) * (calibrated + min(whole, calibrated) if self.held.calibrate else whole)
+        return len(self.shares) * (calibrated + min(whole, calibrated) if self.to_calibrate_on else whole)
 
     def groups(self, done: Mapping[str, Group]) -> Iterator[Group]:
         """All groups; those that are done as they are."""
@@ -276,7 +253,7 @@ class _Study:
         for width, channels in stay.items():
             cost = self.task.graph.cost({group.name: width})
             calibrated = None
-            if self.held.calibrate:
+            if self.to_calibrate_on:
                 small = self._calibrated({group.name: channels} if width < group.size else {})
                 calibrated = _figures(cost, self._evaluated(small))
             cuts[width] = Cut(kept=width, cut=_figures(cost, masked[width]), calibrated=calibrated)
@@ -287,53 +264,20 @@ class _Study:
         task = self.task
         plan = task.graph.plan(channels, allow_inexact=self.allow_inexact)
         small = apply(task.model, plan)
-        batches = self.held.calibrate
+        batches = self.to_calibrate_on
         after_cut_(task.model, small, plan, task.example_inputs, lambda: batches, objective=self.objective)
         return small
 
     def _evaluated(self, model: nn.Module) -> Metrics:
-        batches = [b.inputs if b.whole else (b.inputs, b.targets) for b in self.held.val]
+        batches = [b.inputs if b.whole else (b.inputs, b.targets) for b in self.assessor.batches]
         return training.evaluate(model, batches, objective=self.objective)
 
-    @torch.no_grad()
     def _masked(self, group: ChannelGroup, kept: Sequence[np.ndarray]) -> list[Metrics]:
-        """The figures with all but these channels of the group masked, for each selection. The layers before the group's
-        consumers run once for each batch."""
-        model, default = self.task.model, CrossEntropy()
-        masks = [_mask(group, channels, self.where) for channels in kept]
-        meters = [Meter(self.objective.metrics, self.where, together=False) for _ in masks]
-        check = Check(model, "val")
-        with evaluating(model), Gates(model, [group]) as gates:
-
-            def outputs(batch: B.Batch, mask: Tensor) -> Tensor:
-                gates.flat(mask)
-                return _flat(self.objective.outputs(model, batch))
-
-            def judged(batch: B.Batch, mask: Tensor) -> Judged:
-                gates.flat(mask)
-                return self.objective.judge(model, batch, default)
-
-            probe = to_device(B.rows_of(check.fit(self.held.val[0], 0), 0, 4), self.where, False, default)
-            half = torch.ones(group.size, device=self.where)
-            half[::2] = 0
-            prefix = Prefix(
-                model, readers(model, group), lambda: outputs(probe, torch.ones_like(half)),
-                lambda: outputs(probe, half),
-            )  # fmt: skip
-            try:
-                for index, raw in enumerate(self.held.val):
-                    batch = check.fit(raw, index)
-                    with check.running(batch, index):
-                        batch = to_device(batch, self.where, False, self.objective.loss or default)
-                        first, held = prefix.capture(partial(judged, batch, masks[0]))
-                        meters[0].add(first, batch.rows)
-                        for mask, meter in zip(masks[1:], meters[1:], strict=True):
-                            meter.add(prefix.replay(held, partial(judged, batch, mask)), batch.rows)
-            finally:
-                prefix.close()
-        found = [meter.metrics(None, 0.0) for meter in meters]
-        assert all(f is not None for f in found)
-        return [f for f in found if f is not None]
+        """The figures with all but these channels of the group masked, for each selection."""
+        masks = torch.zeros(len(kept), group.size)
+        for mask, channels in zip(masks, kept, strict=True):
+            mask[torch.from_numpy(channels)] = 1
+        return Judging(self.assessor, group).figures(masks)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -346,30 +290,6 @@ def _figures(cost: Any, found: Metrics) -> Figures:
     own = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
     loss = found.loss if found.loss is not None and math.isfinite(found.loss) else None
     return Figures(cost.macs, cost.params, found.top1, found.top5, loss, own)
-
-
-def _joined(batches: Iterator[B.Batch]) -> Iterator[B.Batch]:
-    """The same examples in batches of about `ROWS`, where their shapes allow it."""
-    waiting: list[B.Batch] = []
-    for batch in batches:
-        if waiting and (not B.fits(waiting[0], batch) or sum(b.rows for b in waiting) + batch.rows > ROWS):
-            yield B.joined(waiting)
-            waiting = []
-        waiting.append(batch)
-    if waiting:
-        yield B.joined(waiting)
-
-
-def _flat(outputs: Any) -> Tensor:
-    """All tensors in the outputs as one; NaN, which equals nothing, if there is none."""
-    found = [x.double().flatten() for x in tensors(outputs)]
-    return torch.cat(found) if found else torch.full((1,), math.nan)
-
-
-def _mask(group: ChannelGroup, kept: np.ndarray, where: torch.device) -> Tensor:
-    mask = torch.zeros(group.size, device=where)
-    mask[torch.from_numpy(kept).to(where)] = 1
-    return mask
 
 
 def _width(group: ChannelGroup, share: float) -> int:

@@ -1,4 +1,4 @@
-"""What a run's network is for: a task, and the user's own functions."""
+"""What a network is for: a task, and the user's own functions."""
 
 from __future__ import annotations
 
@@ -64,9 +64,19 @@ class Purpose:
         """How the network meets a batch, without the metrics of the task."""
         return Objective(**{**self.task.functions(), **self.given})
 
-    def objective(self, network: nn.Module, inputs: Any) -> Objective:
-        """The same with all metrics. inputs: those of one example."""
-        return self.base if self.metrics is not None else self.task.fitted(self.base, network, inputs)
+    @property
+    def _known(self) -> bool:
+        """Whether the outputs must be the task's: functions of the user's own may take any, unless a task is named."""
+        return self.named or not (self.base.whole or self.base.loss is not None)
+
+    def objective(self, network: nn.Module, inputs: Any, measured: bool = True) -> Objective:
+        """The same with the metrics of the task, if they are `measured` and the user has none. inputs: those of one example.
+
+        Raises DataError for a network of another task.
+        """
+        if not self._known:
+            return self.base
+        return self.task.fitted(self.base, network, inputs, measured and self.metrics is None)
 
     def record(self) -> dict[str, Any]:
         """The settings that a resumed run must have, too. Of functions only their names can be compared."""
@@ -87,7 +97,10 @@ class Purpose:
         return of_example(network, data, self.base, self.base.arguments)
 
     def example_targets(self, network: nn.Module, data: Data) -> Any:
-        """What the network is called with in training beside that: to trace what runs in training only."""
+        """What the network is called with in training beside that: to trace what runs in training only. None if nothing, and
+        where that would use up an iterator."""
+        if isinstance(data.train if data.val is None else data.val, Iterator):
+            return None
         return of_example(network, data, self.base, self.base.targets)
 
     def check_fits(self, network: nn.Module, data: Data, name: str, advice: tuple[object, ...] = OTHER) -> None:
@@ -103,7 +116,7 @@ class Purpose:
             raise
         except Exception as error:  # of the network's own code
             raise _misfit(network, name, "run", inputs, error, self.task.misfit(network, inputs)) from error
-        if not (self.base.whole or self.base.loss is not None) or self.named:
+        if self._known:
             self.task.check(outputs, inputs, classes, name, advice)
 
     def check_trains(self, network: nn.Module, data: Data, name: str) -> None:

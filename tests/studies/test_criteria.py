@@ -15,8 +15,9 @@ from torch import nn
 import secateurs as sc
 from secateurs.methods import Criterion
 from secateurs.methods.method import Task
-from secateurs.studies import removal as study
-from secateurs.studies.removal import criteria, one_by_one
+from secateurs.studies.criteria import Curve, one_by_one
+from secateurs.studies.criteria import orders as study
+from secateurs.studies.criteria.orders import criteria
 from secateurs.testing.networks import data, images, network
 from secateurs.testing.state import State
 from tests.methods.oracle.test_oracle import loss_without
@@ -32,7 +33,7 @@ def task(model: nn.Module | None = None, source: sc.Data | None = None, **option
     return Task(model, sc.trace(model, images(1)), None, "all", source or data(), engine_options=options)
 
 
-def curve(criterion: str | Criterion, t: Task | None = None, **options: Any) -> study.Curve:
+def curve(criterion: str | Criterion, t: Task | None = None, **options: Any) -> Curve:
     return one_by_one(t or task(), LAYER, criterion, **{"examples": GAMMA, **options})
 
 
