@@ -101,6 +101,14 @@ def test_wrong_requests() -> None:
         ({"budget": {"params": 0.3}}, r"got dict .*; did you mean Budget\(params=0\.3\)\?"),
         ({"method": 3}, "method=3 is not a method"),
         ({"method": sc.L1}, "method=L1 is a class"),
+        ({"seed": 0.5}, r"seed=0\.5 is not a valid seed: it must be an integer from 0 to 2\^63 - 1"),
+        ({"seed": True}, "seed=True is not a valid seed"),
+        ({"seed": 2**63}, "is not a valid seed"),
+        ({"seed": None}, "seed=None is not a valid seed"),
+        (
+            {"data": data().train, "metrics": {"mIoU": len}},
+            r"The metrics are measured on validation data: pass data=sc\.Data",
+        ),
         ({"recover": 3}, r"recover=3 is not a valid recovery: pass a recipe such as sc\.Recover\(epochs=3\)"),
         ({"recover": "finetune"}, "recover='finetune' is not a valid recovery"),
     ],
@@ -112,7 +120,7 @@ def test_requests_that_make_no_sense_are_refused_before_any_work(asked: dict[str
 
     with pytest.raises(sc.ConfigError, match=message):
         sc.prune(Idle(), images(), **{"method": "l1", "budget": HALF, "data": data(), **asked})
-    if "scope" in asked or "budget" in asked:
+    if {"scope", "budget", "seed"} & asked.keys():
         with pytest.raises(sc.ConfigError, match=message):
             sc.attach(
                 Idle(), images(), **{"method": "npn", "steps": 1, "epoch_steps": 1, "data": data().train, **asked}
@@ -229,12 +237,18 @@ def test_short_descriptions() -> None:
     assert len(repr(result.plan)) < 120
 
 
+def test_a_seed_may_be_an_integer_of_any_kind() -> None:
+    plans = [sc.prune(network(), images(), "random", HALF, seed=seed).plan for seed in (3, np.int64(3), 4)]
+    assert plans[0] == plans[1] != plans[2]
+
+
 def test_inexact_cut_on_request_only(tmp_path: Path) -> None:
     case = CASES["layer_norm"]
     model = case.make()
     allowed = sc.prune(model, case.inputs(), "l1", sc.Budget(macs=0.6), scope="all", allow_inexact=True)
     assert allowed.error != allowed.error  # nan
     assert not allowed.plan.exact
+    assert any("was not verified: a normalization computes its statistics over" in line for line in allowed.warnings)
     path = allowed.save(tmp_path / "run")
     assert json.loads((path / "card.json").read_text())["error"] is None
     x = case.inputs()

@@ -34,6 +34,7 @@ from secateurs.placement import Placement
 from secateurs.plans import Plan, PrunableGraph
 from secateurs.preflight import check, check_unknown, task_for, traced
 from secateurs.result import Result
+from secateurs.seeds import checked as checked_seed
 from secateurs.seeds import preserve_rng_state
 from secateurs.speed import slower
 from secateurs.stripes import tune
@@ -148,7 +149,7 @@ def prune(
     VerificationError for a model that is nondeterministic in eval mode, ArtifactError for a model whose rounds cannot be saved
     in `folder`. Raises VerificationError if the cut fails to verify.
     """
-    chosen = resolve(method)
+    chosen, seed = resolve(method), checked_seed(seed)
     check(model, budget, scope)
     check_unknown(unknown, chosen, prune)
     if report is None:
@@ -164,6 +165,8 @@ def prune(
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
     source, purpose = None if data is None else Data.of(data), Purpose.of(task, loss, step, forward, metrics)
+    if metrics and (source is None or source.val is None):
+        raise ConfigError("The metrics are measured on validation data: pass data=sc.Data(train=…, val=…).")
     objective = purpose.base
     images = images_of(calibrate, source, seed, objective)
     folder = None if folder is None else Path(folder)
@@ -242,7 +245,7 @@ def prune(
     small, plan = found.model, found.plan
     _hand_over(small, plan, given, given_inputs, report)
     remember_cut(small, origin, plan)
-    told = graph.warnings + graph.stale(plan.groups)
+    told = graph.warnings + graph.stale(plan.groups) + graph.unverified(plan.groups)
     if check_speed and held is None and plan.kept and not plan.stripes and (slow := slower(given, small, given_inputs)):
         report(slow)
         told = (*told, slow)
@@ -305,7 +308,7 @@ def attach(
     Raises ConfigError for invalid settings, or if a pruner is already attached; DataError if the method needs to run the
     model on `data` and cannot; BudgetError and VerificationError as `prune` does.
     """
-    chosen = resolve(method)
+    chosen, seed = resolve(method), checked_seed(seed)
     check(model, budget, scope)
     for name, value in (("steps", steps), ("epoch_steps", epoch_steps)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -376,6 +379,8 @@ def widen(
     VerificationError if a check fails: most often because the network's code has a constant that only fits the old width.
     """
     check(model, None, scope)
-    wide, how, _ = widened(model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=seed)
+    wide, how, _ = widened(
+        model, example_inputs, widths, scope=scope, allow_inexact=allow_inexact, seed=checked_seed(seed)
+    )
     remember_widened(wide, model, how.record())
     return wide

@@ -17,6 +17,7 @@ from secateurs.graph.copies import copied
 from secateurs.graph.inputs import check_model
 from secateurs.placement import Placement
 from secateurs.recovery import IMAGES, calibrate_
+from secateurs.seeds import checked as checked_seed
 from secateurs.training import Objective, without_labels
 from secateurs.training.objective import Forward
 
@@ -49,7 +50,7 @@ def calibrate(
     Raises DataError for batches that do not fit the model, or if there is none.
     """
     check_model(model)
-    placement = Placement.of(model)
+    placement, seed = Placement.of(model), checked_seed(seed)
     where = placement.device if device is None else usable(device)
     small = copied(placement.working_copy(model, where))
     source = Data.of(batches).train

@@ -11,9 +11,13 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
+
+from secateurs.errors import ConfigError, Setting
 
 MPS = torch.backends.mps.is_available()
 
@@ -22,6 +26,13 @@ def mix(*words: int | str) -> int:
     """63 well-mixed bits, the same on every machine."""
     digest = hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def checked(seed: Any) -> int:
+    """Return the seed as an int. Raises ConfigError unless it is an integer from 0 to 2^63 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+        raise ConfigError(Setting("seed", seed), " is not a valid seed: it must be an integer from 0 to 2^63 - 1.")
+    return int(seed)
 
 
 def seed_all(*words: int | str) -> int:

@@ -352,6 +352,7 @@ def test_one_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"budgets": [0.001]}, sc.BudgetError, "The lowest budget that can be met is"),
         ({"budgets": ["half"]}, sc.ConfigError, "budget"),
         ({"seeds": 0}, sc.ConfigError, "seeds=0"),
+        ({"seeds": [0.5]}, sc.ConfigError, "seeds=[0.5]"),
         ({"epochs": 0}, sc.ConfigError, "passes above 0"),
         ({"inputs": torch.zeros(1, 4, 8, 8)}, sc.TraceError, "expects (N, 3, H, W) but gets (1, 4, 8, 8)"),
         ({"data": None}, sc.ConfigError, "A comparison needs data"),

@@ -22,6 +22,7 @@ from secateurs.data.stream import StreamLoader, StreamSource
 from secateurs.data.unreadable import report_unreadable
 from secateurs.errors import DataError, Setting, SpecError, nearest
 from secateurs.files import shown
+from secateurs.seeds import checked as checked_seed
 
 Color = tuple[float, float, float]
 Statistics = tuple[Color, Color]
@@ -90,6 +91,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise DataError(Setting("image_size", image_size), " must be at least 1.")
     checked_channels(channels)
+    seed = checked_seed(seed)
     workers = workers or default_workers()
     device = torch.device(device)
     mean, std = statistics(normalize)

@@ -322,6 +322,16 @@ class ChannelGraph:
             copies[name][list(index)] = 1
         return () if self._owners is None else self._owners.stale(self._count(self._by_index(copies)))
 
+    def unverified(self, kept: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+        """Return a sentence about the groups whose cut is inexact, if there are any. kept: the kept channels of each group."""
+        names = [name for name in kept if not self[name].exact]
+        if not names:
+            return ()
+        return (
+            f"The cut was not verified: a normalization computes its statistics over the channels of group {_names(names)}, so "
+            "the network is not exactly the original without what was cut.",
+        )
+
     def _by_index(self, copies: Mapping[str, Array]) -> dict[int, Array]:
         return {self.index(name): each for name, each in copies.items()}
 

@@ -9,6 +9,7 @@ from secateurs.errors import ConfigError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import check_model
+from secateurs.seeds import checked
 
 
 def reinitialize(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> nn.Module:
@@ -28,7 +29,7 @@ def reinitialize(model: nn.Module, seed: int = 0, *, keep_raw: bool = False) -> 
     own = named_tensors(drawn)
     before = {name: x.detach().clone() for name, x in own.items()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(checked(seed))
         for x in own.values():
             if isinstance(x, nn.Parameter):
                 x.fill_(float("nan"))  # a parameter that is still nan afterward was not set

@@ -56,7 +56,7 @@ def compare(
     budgets: Sequence[float | Budget] = (0.5, 0.3),
     seeds: int | Sequence[int] = 2,
     *,
-    data: Data | DataSpec | str | Any,
+    data: Data | DataSpec | str | Any = None,
     epochs: float = 3,
     recover: Phase | Sequence[Phase] | str | None = USUAL,
     search: float | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from secateurs.budget import COUNTS, Budget, stated
@@ -17,6 +18,7 @@ from secateurs.methods.text import made, read
 from secateurs.recovery import Recover
 from secateurs.recovery import phases as checked_phases
 from secateurs.recovery import text as recovery_text
+from secateurs.seeds import checked
 from secateurs.studies.comparison.peers import FAMILY, TorchPruning, peer
 from secateurs.training import Phase, Recipe
 
@@ -112,12 +114,14 @@ def budgets(given: Any) -> list[Budget]:
 
 def seeds(given: Any) -> list[int]:
     """The seeds of a comparison: a number of them, or the seeds. Raises ConfigError for what is neither."""
-    found = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
-    whole = isinstance(found, Sequence) and all(isinstance(s, int) and not isinstance(s, bool) for s in found)
-    if not whole or not found or min(found) < 0:
+    try:
+        found = list(range(checked(given))) if isinstance(given, Real) else [checked(seed) for seed in given]
+    except (ConfigError, TypeError):  # or not iterable
+        found = []
+    if not found:
         raise ConfigError(f"seeds={given!r} must be a number of seeds, 1 or more, or a list of seeds.")
     _distinct([str(seed) for seed in found], "seed")
-    return list(found)
+    return found
 
 
 def recoveries(given: Phase | Sequence[Phase] | str | None) -> list[Phase]:

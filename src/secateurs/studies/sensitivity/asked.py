@@ -23,11 +23,6 @@ def criterion(method: str | Method) -> Criterion:
     )  # fmt: skip
 
 
-def recorded(method: Method) -> dict[str, Any]:
-    """The method as a file has it."""
-    return method.record()
-
-
 def fractions(shares: Any) -> tuple[float, ...]:
     """The shares in ascending order. Raises ConfigError for values that are not fractions."""
     given = (shares,) if isinstance(shares, Real) or not isinstance(shares, Iterable) else tuple(shares)

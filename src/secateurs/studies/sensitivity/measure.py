@@ -34,9 +34,10 @@ from secateurs.preflight import check, task_for, traced
 from secateurs.recovery import IMAGES as CALIBRATE
 from secateurs.recovery.calibrate import after_cut_
 from secateurs.report import count, duration
+from secateurs.seeds import checked as checked_seed
 from secateurs.seeds import preserve_rng_state
 from secateurs.studies.fingerprint import fingerprint
-from secateurs.studies.sensitivity.asked import criterion, fractions, recorded
+from secateurs.studies.sensitivity.asked import criterion, fractions
 from secateurs.studies.sensitivity.record import Record, taken_over
 from secateurs.studies.sensitivity.result import Cut, Group, Sensitivity, primary
 from secateurs.surgery import apply
@@ -119,6 +120,7 @@ def sensitivity(
         raise ConfigError(Setting("images", images), " is not valid: it must be an integer of at least 1.")
     if data is None:
         raise ConfigError("A sensitivity study measures on data: pass data=sc.Data(train=…, val=…).")
+    seed = checked_seed(seed)
     source, purpose = Data.of(data), Purpose.of(None, loss, step, forward, metrics or None)
     objective = purpose.base
     if source.val is None:
@@ -128,7 +130,7 @@ def sensitivity(
     record = None if folder is None else Record(
         Path(folder),
         {
-            "weights": artifact.weights_digest(model), "method": recorded(chosen), "shares": shares, "images": images,
+            "weights": artifact.weights_digest(model), "method": chosen.record(), "shares": shares, "images": images,
             "calibrate": calibrate is not False, "scope": scope or chosen.default_scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "metric": metric, "seed": seed,
             **purpose.record(), "data": fingerprint(source),
@@ -164,7 +166,7 @@ def sensitivity(
     def result(groups: Sequence[Group], finished: bool = True) -> Sensitivity:
         return Sensitivity(
             finished=finished, settings={"scope": scope} if record is None else record.plain, model=_named(model),
-            method=recorded(chosen), metric=name, higher_is_better=higher, shares=shares, images=work.assessor.examples,
+            method=chosen.record(), metric=name, higher_is_better=higher, shares=shares, images=work.assessor.examples,
             calibrated_on=work.calibrated_on, base=base, base_calibrated=calibrated, groups=tuple(groups),
             seconds=(0.0 if earlier is None else earlier.seconds) + time.perf_counter() - began,
         )  # fmt: skip
