@@ -25,3 +25,14 @@ def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on whether the machine is busy: cut networks are not compared in speed unless a test says how fast."""
     monkeypatch.setattr("secateurs.speed.alternated", lambda one, other: None)
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixth of the digits, for tests to which it does not matter what a network learns."""
+    import importlib
+
+    from secateurs.data.digits import digits
+
+    few = tuple((images[::6].clone(), targets[::6].clone()) for images, targets in digits())
+    monkeypatch.setattr(importlib.import_module("secateurs.data.load"), "digits", lambda size=32: few)

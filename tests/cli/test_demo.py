@@ -1,24 +1,18 @@
 from __future__ import annotations
 
-import importlib
 import re
 
 import pytest
 
 import secateurs as sc
 from secateurs.cli.demo import CHEAPER, _methods
-from secateurs.data.digits import digits
 from secateurs.methods.criteria import L1
 
 QUICK = ("--epochs", 1, "--recover-epochs", 1)
 
 
 @pytest.fixture(autouse=True)
-def few_digits(monkeypatch):
-    """A sixth of the digits, and fewer for the oracle: what methods make of all of them is no matter of these tests."""
-    train, val = digits()
-    few = tuple((images[::6].clone(), targets[::6].clone()) for images, targets in (train, val))
-    monkeypatch.setattr(importlib.import_module("secateurs.data.load"), "digits", lambda size=32: few)
+def cheap(few_digits, monkeypatch):
     monkeypatch.setitem(CHEAPER, "oracle", {"examples": 8})
 
 

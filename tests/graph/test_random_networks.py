@@ -280,7 +280,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
 
 
 @settings(
-    max_examples=500, deadline=None, derandomize=True, database=None,
+    max_examples=250, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )  # fmt: skip
 @given(model=networks(), keep=st.floats(0.2, 0.9), seed=st.integers(0, 9))

@@ -15,7 +15,9 @@ from secateurs import artifact
 from secateurs.errors import ConfigError
 from secateurs.training import CheckpointStore
 
-DIGITS = sc.DataSpec("digits", normalize="none", batch_size=512)
+pytestmark = pytest.mark.usefixtures("few_digits")
+
+DIGITS = sc.DataSpec("digits", normalize="none", batch_size=96)
 RECOVER = sc.Recover(epochs=1, lr=0.01, precision="fp32")
 
 
