@@ -165,8 +165,7 @@ def prune(
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
     recovery.check(recover, model)
     source, purpose = None if data is None else Data.of(data), Purpose.of(task, loss, step, forward, metrics)
-    if metrics and (source is None or source.val is None):
-        raise ConfigError("The metrics are measured on validation data: pass data=sc.Data(train=…, val=…).")
+    purpose.check_measured(source)
     objective = purpose.base
     images = images_of(calibrate, source, seed, objective)
     folder = None if folder is None else Path(folder)

@@ -144,12 +144,18 @@ class Budget:
                 raise ConfigError(
                     "A budget of time needs a graph with a latency model: pass it to prune(…), which makes one."
                 )
-            share = self.goal(latency) if self.tight is None else self.tight
-            latency *= LOOSE if self.latency is None and share >= 1 else share
+            latency *= self.goal(latency) if self.tight is None else self.tight
         return Cost(_absolute(self.macs, base.macs), _absolute(self.params, base.params), latency)
 
     def allows(self, cost: Cost, base: Cost) -> bool:
-        return bool((self.figures(cost) <= self.figures(self.limits(base))).all())
+        return bool((self.figures(cost) <= self.figures(self._room(base))).all())
+
+    def _room(self, base: Cost) -> Cost:
+        """The limits; of a time that the uncut network already takes, more."""
+        limits = self.limits(base)
+        if limits.latency is None or self.latency is not None or self.figures(base)[-1] > limits.latency:
+            return limits
+        return replace(limits, latency=limits.latency * LOOSE)
 
     @property
     def limited(self) -> tuple[str, ...]:
@@ -168,7 +174,7 @@ class Budget:
     def check(self, base: Cost, lowest: Cost, hint: tuple[object, ...] = ()) -> None:
         """Raise BudgetError if even the `lowest` cost that cutting can reach is over it: with the fraction that could be met.
         hint: what may help then."""
-        limits = self.limits(base)
+        limits = self._room(base)
         for name in self.limited:
             limit, least, full = getattr(limits, name), getattr(lowest, name), getattr(base, name)
             if least <= limit:

@@ -14,7 +14,7 @@ from torch import nn
 from secateurs.artifact.card import Card
 from secateurs.artifact.hub import fetched, on_hub
 from secateurs.artifact.state import restore_
-from secateurs.errors import ArtifactError, PlanError, SecateursError
+from secateurs.errors import ArtifactError, PlanError, SecateursError, a_or_an
 from secateurs.files import StrPath, open_regular, read_bytes, read_json, read_tensors, shown
 from secateurs.plans import Plan
 from secateurs.stripes import choose
@@ -33,7 +33,7 @@ def read(folder: StrPath) -> tuple[Plan, Card]:
     inconsistent plan.
     """
     if not isinstance(folder, str | os.PathLike):
-        raise ArtifactError(f"{folder!r:.80} is not a folder: pass its path, or hf:USER/NAME.")
+        raise ArtifactError(f"{a_or_an(type(folder).__name__)} is not a folder: pass its path, or hf:USER/NAME.")
     folder = local(folder)
     if not os.path.isdir(folder):
         other = ": it is a file, and an artifact is a folder" if os.path.isfile(folder) else ""

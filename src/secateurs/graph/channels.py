@@ -328,8 +328,8 @@ class ChannelGraph:
         if not names:
             return ()
         return (
-            f"The cut was not verified: a normalization computes its statistics over the channels of group {_names(names)}, so "
-            "the network is not exactly the original without what was cut.",
+            f"The cut is inexact and was not verified: an op computes with all channels of group {_names(names)} together, "
+            "such as a normalization or a mean over them.",
         )
 
     def _by_index(self, copies: Mapping[str, Array]) -> dict[int, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -59,8 +59,7 @@ class Runs:
         self.shapes = {n: tuple(p.shape) for n, p in self.named.items()}
         self.example_inputs = to_model_device(model, example_inputs)
         self.training = Training(model, self.example_inputs, to_model_device(model, example_targets))
-        # Shapes are sufficient; but a tensor that the code has cached by its device is not found there on another one.
-        self.meta = not self.state.has_constants
+        self.meta = True  # shapes are sufficient
         self.depthwise: set[str] = set()  # the weights of depthwise convolutions, from the first run on
         self.choices: dict[tuple[str, str, int], int] = {}  # the chosen interpretation of each ambiguous site
 
@@ -74,10 +73,12 @@ class Runs:
 
     def _either(self, run: Callable[[], T]) -> T:
         if self.meta:
-            try:
-                return run()
-            except Exception:  # the model may need values, which meta tensors do not have
-                self.meta = False
+            with suppress(Exception):  # the model may need values, which meta tensors do not have
+                found = run()
+                # A tensor that the code has cached by its device is not found by this one: it is computed and cached again.
+                if not (self.state.has_constants and self.state.changed):
+                    return found
+            self.meta = False
         try:
             return run()
         except TargetsError as error:

@@ -69,8 +69,9 @@ class State:
                 self._module(module)
                 if self._stack:
                     self._walk()
-        # Whether the code can reach tensors beside the model's parameters and buffers, such as those that it has cached.
-        self.has_constants = bool(self._contents)
+        # Whether the code can reach tensors beside the model's parameters and buffers, such as those that it has cached; and
+        # whether it has put anything into dicts and lists, which `restore` notes.
+        self.has_constants, self.changed = bool(self._contents), False
         for other in others:
             self._visit(None, None, other)
             self._walk()
@@ -107,9 +108,11 @@ class State:
                 own.clear()
         for own, before in self._dicts:
             if not _same(own, before):
+                self.changed = True
                 _refill(own, before)
         for sequence, items in self._lists:
             if len(sequence) != len(items) or not all(map(operator.is_, sequence, items)):
+                self.changed = True
                 sequence[:] = items
         for owner, name, value in self._variables:
             _put(owner, name, value)

@@ -50,8 +50,8 @@ class Assessor:
             channels_last_(self.model)
         self.objective, self.labels = task.objective, labels
         self.rows, self._most = rows or (256 if self.device.type == "cpu" else 2048), None if rows else VALUES
-        if isinstance(examples, int):
-            head = _head(task.data.train, examples, task.seed, labels, self.objective.whole)
+        if not isinstance(examples, Iterable):
+            head = _head(task.data.train, int(examples), task.seed, labels, self.objective.whole)
             self.batches = [self.moved(batch) for batch in self.sliced(head)]
         else:
             self.batches = self.sliced(examples, "val")
@@ -90,7 +90,7 @@ class Assessor:
 
     def judge(self, batch: B.Batch) -> Judged:
         """The outputs, targets and loss in evaluation."""
-        with self.check.running(batch), P.autocast(self.precision, self.device):
+        with self.check.running(batch, batch.number), P.autocast(self.precision, self.device):
             return self.objective.judge(self.model, batch)
 
     def run(self, batch: B.Batch) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, Field, model_validator
 from torch import nn
 
-from secateurs.errors import ArtifactError, PlanError
+from secateurs.errors import ArtifactError, PlanError, a_or_an
 from secateurs.files import StrPath, check_format, parse_json, shown
 from secateurs.graph import Cost, attributes
 from secateurs.graph.channels import ChannelGraph, by_name, named_tensors
@@ -261,7 +261,9 @@ class PlanRecord(BaseModel):
 def check_plan(plan: Any, model: nn.Module) -> None:
     """Raise PlanError for what is not a plan, or not one for this model; TraceError for a wrapper around the model."""
     if not isinstance(plan, Plan):
-        raise PlanError(f"{plan!r:.80} is not a plan: make one with graph.plan({{group name: kept indices}}).")
+        raise PlanError(
+            f"{a_or_an(type(plan).__name__)} is not a plan: make one with graph.plan({{group name: kept indices}})."
+        )
     plan.check(model)
 
 
@@ -287,7 +289,9 @@ class PrunableGraph(ChannelGraph):
         that would leave a group empty, or with fewer channels than its `least`; likewise for stripes.
         """
         if not isinstance(selection, Mapping):
-            raise PlanError(f"A plan is made from a dict, {{group name: kept indices}}, not from {selection!r:.80}.")
+            raise PlanError(
+                f"A plan is made from a dict, {{group name: kept indices}}, not from {a_or_an(type(selection).__name__)}."
+            )
         kept: dict[str, dict[int, np.ndarray]] = {}
         groups: dict[str, Kept] = {}
         least: dict[str, int] = {}

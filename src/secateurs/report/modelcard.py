@@ -157,12 +157,8 @@ def _body(card: Card, made: str, method: str) -> Iterator[str]:
     yield _table(card)
     if card.data is not None and after.loss is not None:
         yield f"Measured on {_escaped(_hub_data(card) or _data_name(card))}."
-    verified = card.error is not None
-    yield (
-        f"{VERIFIED}{error(card.error)}."
-        if verified
-        else "The cut was not verified: it changes what a normalization sees."
-    )
+    if card.error is not None:  # an inexact cut has a warning instead
+        yield f"{VERIFIED}{error(card.error)}."
     yield from (f"Note: {_escaped(warning)}" for warning in card.warnings)
     yield "## How to load it"
     yield _fenced(_load(card), "python")

@@ -28,6 +28,7 @@ from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataSpec, NetworkSpec, as_source
 from secateurs.runs.stages import Stage
 from secateurs.runs.training import Pretraining
+from secateurs.seeds import checked as checked_seed
 from secateurs.tasks import VisionTask
 from secateurs.tasks.purpose import Purpose
 from secateurs.training import Phase
@@ -162,7 +163,7 @@ class PruneRun:
             calibrate=self.calibrate,
             pretrain=pretrain,
             folder=self._folders()[0],
-            seed=self.seed,
+            seed=checked_seed(self.seed),
             device=self.device,
             track=self.track,
             log=self.log if first() else silent,

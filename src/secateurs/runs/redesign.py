@@ -37,6 +37,7 @@ from secateurs.runs.prune import silent
 from secateurs.runs.result import ROWS, Redesign
 from secateurs.runs.sources import Builder, DataObject, DataSpec, NetworkSpec, as_source, rewind
 from secateurs.runs.training import RedesignTraining, trained
+from secateurs.seeds import checked as checked_seed
 from secateurs.surgery import reinitialize
 from secateurs.tasks import VisionTask
 from secateurs.tasks.purpose import Purpose
@@ -164,7 +165,7 @@ class RedesignRun:
             from_base=self.from_base,
             train=self.train,
             folder=RunFolder(Path(self.folder), PHASES, (BASE, SCALED, TABLE), (PRUNED, SCRATCH)),
-            seed=self.seed,
+            seed=checked_seed(self.seed),
             device=self.device,
             track=self.track,
             log=self.log if first() else silent,
@@ -259,6 +260,7 @@ class _Stages:
         where, purpose = pick_device(self.device), self.purpose
         data = self.data.load(self.seed, where, purpose.task, self.network.num_classes)
         check_trackers(self.track, self.folder.folder)
+        purpose.check_measured(data)
         base = build(data, where, self.seed)
         artifact.check_state(base)
         inputs, name = purpose.example(base, data), self.network.name
@@ -295,7 +297,7 @@ class _Stages:
             f"{name} has {cost.macs:,} MACs, {scaled.macs:,} when widened by {self.widen:g}, to be pruned to "
             f"{budget.limits(scaled).macs:,}"
         )
-        objective = purpose.objective(base, inputs)
+        objective = purpose.objective(base, inputs, measured=data.val is not None)
         return Ready(base, wide, how.widths, graph, budget, data, inputs, targets, objective, where)
 
     def _widths(self, model: nn.Module, inputs: Any, targets: Any) -> float | dict[str, int]:

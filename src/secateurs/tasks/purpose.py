@@ -12,7 +12,7 @@ from torch import nn
 from secateurs.data import Data
 from secateurs.data.structure import leaves
 from secateurs.devices import device_of
-from secateurs.errors import DataError, SecateursError, Setting
+from secateurs.errors import ConfigError, DataError, SecateursError, Setting
 from secateurs.graph.copies import copied
 from secateurs.graph.faults import described, fault
 from secateurs.graph.inputs import call
@@ -77,6 +77,14 @@ class Purpose:
         if not self._known:
             return self.base
         return self.task.fitted(self.base, network, inputs, measured and self.metrics is None)
+
+    def check_measured(self, data: Data | None) -> None:
+        """Raise ConfigError for metrics of the user's own that nothing measures."""
+        if self.metrics and (data is None or data.val is None):
+            raise ConfigError(
+                Setting("metrics", tuple(self.metrics)),
+                " are measured on validation data: pass data=sc.Data(train=…, val=…).",
+            )
 
     def record(self) -> dict[str, Any]:
         """The settings that a resumed run must have, too. Of functions only their names can be compared."""

@@ -21,7 +21,7 @@ from secateurs.training.pack import pack, unpack
 log = logging.getLogger("secateurs")
 
 VERSION = 1
-MANIFEST, TREE, TENSORS = "manifest.json", "state.json", "state.safetensors"
+FILES = MANIFEST, TREE, TENSORS = "manifest.json", "state.json", "state.safetensors"
 _left = re.compile(r"(\.writing-|\.old-|damaged-step-)\d{9,}")  # left by killed processes, or set aside
 _step = re.compile(r"step-(\d{9,})", re.ASCII)
 
@@ -69,7 +69,7 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """The steps that have checkpoints, ascending."""
         found = [(_step.fullmatch(p.name), p) for p in self.folder.glob("step-*")]
-        return sorted(int(match[1]) for match, p in found if match and p.is_dir())
+        return sorted(int(match[1]) for match, p in found if match and any(os.path.lexists(p / name) for name in FILES))
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
@@ -182,11 +182,12 @@ class CheckpointStore:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove the files of a checkpoint, and its folder if nothing else is in it. A link leads to what is not ours."""
-    if checkpoint.is_symlink():
-        return
+    """Remove the files of a checkpoint, and its folder if nothing else is in it. Of a link, only the link is removed."""
     with contextlib.suppress(OSError):
-        for name in (TENSORS, TREE, MANIFEST):
+        if checkpoint.is_symlink():
+            checkpoint.unlink()
+            return
+        for name in FILES:
             (checkpoint / name).unlink(missing_ok=True)
         checkpoint.rmdir()
 
