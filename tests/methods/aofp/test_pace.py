@@ -167,6 +167,18 @@ def test_search_cost_by_default_is_enough_for_128_halves() -> None:
     assert len(search.space) == 6
 
 
+@pytest.mark.parametrize("ratio", ["example", "batch"])
+def test_a_batch_gives_a_half_for_each_scored_example(ratio: str) -> None:
+    """Whatever the ratio, and however many layers read the filters: "stem" has two readers."""
+    model, pruner = attached(steps=100, theta=0, ratio=ratio)
+    assert sum(r.group == "stem" for r in pruner.damage._readers) == 2
+    train(model, pruner, 3)
+    assert {name: s.halves for name, s in pruner.searches.items()} == dict.fromkeys(pruner.searches, 12)
+    assert pruner.halves == 4
+    train(model, pruner, 29, first=3)
+    assert {len(s.space) for s in pruner.searches.values()} == {4, 6, 10}  # 128 halves: every step is complete
+
+
 def test_scores_of_one_search_step_rank_as_those_of_a_long_one() -> None:
     """Also in a run so short that a hundredth of it is one batch."""
     x, found = images(64, 3), {}

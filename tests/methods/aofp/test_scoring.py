@@ -215,8 +215,10 @@ def test_each_example_with_a_half_of_its_own(name: str, layout: str, ratio: Any)
         assert damage.take(damage.sums()) == {}
         damage.ablate({n: Halves(h.space, h.size, h.seed) for n, h in drawn.items()})
         case.model(case.x)
-        found = damage.samples()
-        assert damage.samples() == {}
+        sums = damage.sums()
+        found = damage.samples(sums)
+        assert damage.halves(sums) == dict.fromkeys(spaces, 3)  # of six examples, for any number of readers
+        assert damage.samples() == damage.halves() == {}
         assert set(found) == set(spaces)
         counts = {g.name: sum(r.group == g.name for r in damage._readers) for g in groups}
     for g in groups:

@@ -119,7 +119,7 @@ def test_accumulated_batches_are_one_step() -> None:
     pruner.step()
     search = pruner.searches["conv1"]
     assert len(found[1][key]) == 2
-    above, below = found[1][key].sum(0).numpy()
+    above, below, _ = found[1][key].sum(0).numpy()
     assert below.sum() == 8 * search.half  # half of the 16 examples, all alike
     assert search.sums == pytest.approx(above)
     assert search.counts.tolist() == below.tolist()

@@ -174,17 +174,15 @@ class AOFPPruner(Pruner):
     def _record(self, step: int, drawn: dict[str, np.ndarray | Halves], sums: torch.Tensor) -> None:
         """Record what was measured in a step."""
         taken, samples = self.damage.take(sums, drawn), self.damage.samples(sums, drawn)
-        found = []
+        halves = self.damage.halves(sums, drawn)
         for name, ablated in drawn.items():
             search = self.searches[name]
             if isinstance(ablated, Halves):
                 none = np.zeros(len(search.alive))
-                total, count = samples.get(name, (none, none))
-                found.append(max(1, round(count.sum() / ablated.size)))
-                search.add(total, count, found[-1])
+                search.add(*samples.get(name, (none, none)), max(1, halves.get(name, 0)))
             else:
                 search.record(ablated, taken.get(name, math.nan))
-        self.halves = min(found, default=1)
+        self.halves = max(1, min(halves.values(), default=1))
         full = [name for name in drawn if self.searches[name].full]
         self._finish_steps(full)
         if self.task.budget is not None and self.ended is None:

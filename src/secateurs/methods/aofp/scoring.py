@@ -114,13 +114,13 @@ class Damage:
 
     def sums(self) -> Tensor:
         """The sums over the passes since the last `ablate` (or `sums`), flat, float64: for each consumer of each group that
-        is scored (2, 1), or (2, size) with halves. The damage is the first row over the second; both may be summed over
-        processes before `take` and `samples`."""
+        is scored (3, 1), or (3, size) with halves. The damage is the first row over the second, and the third is the number
+        of examples; all may be summed over processes before `take`, `samples` and `halves`."""
         scored = self._scored(self.ablation.channels)
         rows = [torch.stack(self._sums[r.key]).sum(0) if r.key in self._sums else None for r, _ in scored]
         self._sums.clear()
         device = next((r.device for r in rows if r is not None), torch.device("cpu"))
-        nothing = [torch.zeros(2, w, dtype=torch.float64, device=device) for _, w in scored]
+        nothing = [torch.zeros(3, w, dtype=torch.float64, device=device) for _, w in scored]
         parts = [n if r is None else r for r, n in zip(rows, nothing, strict=True)]
         return torch.cat([p.flatten() for p in parts]) if parts else torch.zeros(0).double()
 
@@ -129,7 +129,7 @@ class Damage:
         `ablated` was, by default what is now."""
         found: dict[str, list[float]] = {}
         ablated = self.ablation.channels if ablated is None else ablated
-        for reader, (above, below) in self._split(sums, ablated):
+        for reader, (above, below, _) in self._split(sums, ablated):
             if not isinstance(ablated[reader.group], Halves) and below[0] != 0:
                 found.setdefault(reader.group, []).append(float(above[0] / below[0]))
         return {name: sum(t) / len(t) for name, t in found.items()}
@@ -142,7 +142,7 @@ class Damage:
         see `take`."""
         found: dict[str, tuple[Array, Array]] = {}
         ablated = self.ablation.channels if ablated is None else ablated
-        for reader, (above, below) in self._split(sums, ablated):
+        for reader, (above, below, _) in self._split(sums, ablated):
             if isinstance(ablated[reader.group], Halves) and below.any():
                 if self.ratio == "batch":
                     above, below = np.divide(above, below, out=np.zeros_like(above), where=below > 0), (below > 0) * 1.0
@@ -150,27 +150,39 @@ class Damage:
                 found[reader.group] = before[0] + above, before[1] + below
         return found
 
+    def halves(self, sums: Tensor | None = None, ablated: Mapping[str, Ablated] | None = None) -> dict[str, int]:
+        """For each group that was ablated by halves and measured, the number of halves: one for each scored example, whatever
+        the ratio and the number of consumers. sums, ablated: see `take`."""
+        found: dict[str, list[float]] = {}
+        ablated = self.ablation.channels if ablated is None else ablated
+        for reader, (_, _, times) in self._split(sums, ablated):
+            halves = ablated[reader.group]
+            if isinstance(halves, Halves) and times.any():
+                found.setdefault(reader.group, []).append(float(times.sum()) / halves.size)
+        return {name: round(sum(n) / len(n)) for name, n in found.items()}
+
     def _scored(self, ablated: Mapping[str, Ablated]) -> list[tuple[Reader, int]]:
         """The consumers that are scored, with the columns of their sums."""
         return [(r, r.size if isinstance(ablated[r.group], Halves) else 1) for r in self._readers if r.group in ablated]
 
     def _split(self, sums: Tensor | None, ablated: Mapping[str, Ablated]) -> Iterator[tuple[Reader, Array]]:
-        """Each scored consumer with its (2, columns) sums."""
+        """Each scored consumer with its (3, columns) sums."""
         flat = (self.sums() if sums is None else sums).cpu().numpy()
         at = 0
         for reader, columns in self._scored(ablated):
-            yield reader, flat[at : at + 2 * columns].reshape(2, columns)
-            at += 2 * columns
+            yield reader, flat[at : at + 3 * columns].reshape(3, columns)
+            at += 3 * columns
 
     def _add(self, reader: Reader, above: Tensor, below: Tensor, masks: Tensor | None) -> None:
         """above, below: (rows,). masks: (rows, size) bool, or None if all rows ablate the same channels."""
-        pair = torch.stack([above, below])
+        parts = [above, below]
         if self.ratio == "example":
             # The relative damage of a zero output is infinite, unless the output does not change.
             ratio = above / below.clamp(min=torch.finfo(below.dtype).tiny)
             known = ((below > 0) | (above == 0)) & ratio.isfinite()
-            pair = torch.stack([torch.where(known, ratio, 0.0), known.double()])
-        sums = pair.sum(1, keepdim=True) if masks is None else pair @ masks.double()
+            parts = [torch.where(known, ratio, 0.0), known.double()]
+        rows = torch.stack([*parts, torch.ones_like(above)])
+        sums = rows.sum(1, keepdim=True) if masks is None else rows @ masks.double()
         self._sums.setdefault(reader.key, []).append(sums)
 
 
