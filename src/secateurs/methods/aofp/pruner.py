@@ -85,7 +85,7 @@ class AOFPPruner(Pruner):
         self.order = {g.name: np.zeros(g.size) for g in self.groups}
         budget, base = self.task.budget, self.widths.base
         goal = budget.shares(budget.limits(base), base) if budget else {}
-        self.pace = Pace(c.theta, c.theta_growth, goal)
+        self.pace = Pace(c.theta, c.theta_growth, goal, self._starts(len(self.groups) - 1), total)
         names = [g.name for g in self.widths.groups]
         self.record = [
             {
@@ -188,7 +188,7 @@ class AOFPPruner(Pruner):
         if self.task.budget is not None and self.ended is None:
             if full:
                 self._catch_up()
-            self.pace.update(self._shares(self._widths()), step / self.total, 1 / self.full_search)
+            self.pace.update(self._shares(self._widths()), step, 1 / self.full_search)
 
     def _finish_steps(self, full: list[str]) -> None:
         moves = {name: self.searches[name].finish(self.pace.theta) for name in full}
@@ -236,7 +236,7 @@ class AOFPPruner(Pruner):
         widths = self._widths()
 
         def due() -> bool:
-            return self.pace.due(self._shares(widths), self.steps / self.total, self.full_search / self.total) > 0
+            return self.pace.due(self._shares(widths), self.steps, self.full_search) > 0
 
         scores = self._scores() if due() else {}
         known = [(n, j) for n, s in self.searches.items() for j in np.flatnonzero(s.alive & np.isfinite(s.latest))]
