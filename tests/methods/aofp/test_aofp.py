@@ -199,7 +199,7 @@ def test_other_budgets(budget: sc.Budget) -> None:
 
 def test_what_the_search_has_not_got_to_is_cut_by_its_last_damage() -> None:
     lines: list[str] = []
-    model, pruner = attached(sc.Budget(macs=0.3), steps=8, theta=0.001, theta_growth=1)
+    model, pruner = attached(sc.Budget(macs=0.3), steps=8, theta=0.001, theta_growth=1, search_cost=2)
     pruner.log = lines.append
     train(model, pruner, 8)
     latest = {name: s.latest.copy() for name, s in pruner.searches.items()}

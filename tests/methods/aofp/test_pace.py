@@ -185,6 +185,25 @@ def test_search_cost_by_default_is_enough_for_128_halves() -> None:
     train(model, pruner, 1, first=31)
     assert (search.batches, search.halves) == (0, 0)
     assert len(search.space) == 6
+    _, pruner = attached(steps=100, halves="batch")  # a batch has one half
+    assert pruner.full_search == 128 * 5
+    for _ in range(127):
+        pruner.searches["conv1"].record(np.arange(6), 1.0)
+    assert not pruner.searches["conv1"].full
+    pruner.searches["conv1"].record(np.arange(6), 1.0)
+    assert pruner.searches["conv1"].full
+    assert attached(steps=100, halves="batch", search_cost=2)[1].full_search == 10
+
+
+def test_a_run_shorter_than_a_step_says_so() -> None:
+    model, pruner = attached(sc.Budget(macs=0.6), steps=8, halves="batch")
+    lines: list[str] = []
+    pruner.log = lines.append
+    train(model, pruner, 8)
+    pruner.plan()
+    assert any(
+        "more filters were cut by their norms, since no step of the search was complete," in line for line in lines
+    )
 
 
 @pytest.mark.parametrize("ratio", ["example", "batch"])
@@ -209,7 +228,7 @@ def test_scores_of_one_search_step_rank_as_those_of_a_long_one() -> None:
             damage._model(x)
         exact = {name: sums / counts for name, (sums, counts) in damage.samples().items()}
     for halves in ("example", "batch"):
-        model, pruner = attached(steps=40, theta=0, halves=halves)
+        model, pruner = attached(steps=40, theta=0, halves=halves, search_cost=1 if halves == "batch" else None)
         while any(np.isinf(s.latest).all() for s in pruner.searches.values()):
             model(x)
             pruner.step()

@@ -77,7 +77,7 @@ class AOFPPruner(Pruner):
         super().begin(total, epoch_steps)
         c = self.config
         self.cost = c.search_cost or max(1, total // 100)
-        samples = SAMPLES if c.search_cost is None and c.halves == "example" else 1
+        samples = SAMPLES if c.search_cost is None else 1
         self.searches = {
             g.name: BinaryFilterSearch(g.size, self.cost, int(self.widths.least[self._at[g.name]]), samples)
             for g in self.groups
@@ -332,9 +332,11 @@ class AOFPPruner(Pruner):
                 f"{share:.1%} of the {name} (budget {self.pace.goal[name]:.1%})"
                 for name, share in self._shares(self._widths()).items()
             )
+            measured = any(np.isfinite(s.latest).any() for s in self.searches.values())
+            by = "last measured damage" if measured else "norms, since no step of the search was complete,"
             self.warn(
-                f"aofp: the search left {left}. {trimmed} more filters were cut by their last measured damage to meet the "
-                "budget: train longer or raise theta to search them, too."
+                f"aofp: the search left {left}. {trimmed} more filters were cut by their {by} to meet the budget: train longer "
+                "or raise theta to search them, too."
             )
         for entry in self.record:
             self.task.note(**entry)

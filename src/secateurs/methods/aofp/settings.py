@@ -26,7 +26,8 @@ class Settings(Taught):
     search_cost: int | None = Field(
         default=None,
         ge=1,
-        description="φ: batches per search step; default: a hundredth of the training, but enough for 128 random halves",
+        description="φ: batches per search step; default: a hundredth of the training, but enough for 128 random halves: "
+        "128 batches at least if each has one half",
     )
     halves: Literal["example", "batch"] = Field(
         default="example", description="what a random half is drawn for: each example, or each batch"
