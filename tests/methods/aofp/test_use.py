@@ -135,8 +135,17 @@ def test_one_half_for_a_batch() -> None:
         assert len(drawn[name]) == search.half
         assert np.flatnonzero(search.counts).tolist() == list(drawn[name])
         assert len(set(search.sums[drawn[name]])) == 1
-    paper = sc.AOFP.preset("paper")
-    assert (paper.halves, paper.theta_growth, paper.lr, paper.search_cost) == ("batch", 1, 1e-3, 8000)
+
+
+@pytest.mark.parametrize(
+    ("preset", "search_cost", "theta"),
+    [("paper", 20_000, 0.01), ("vgg16", 20_000, 0.01), ("alexnet", 4000, 0.02), ("resnet", 8000, 0.02)],
+)
+def test_the_papers_runs(preset: str, search_cost: int, theta: float) -> None:
+    """Sec. 4.2."""
+    paper = sc.AOFP.preset(preset)
+    assert (paper.search_cost, paper.theta) == (search_cost, theta)
+    assert (paper.halves, paper.theta_growth, paper.lr, paper.ratio) == ("batch", 1, 1e-3, "example")
 
 
 def test_the_original_teaches() -> None:
