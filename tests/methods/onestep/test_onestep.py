@@ -385,6 +385,19 @@ def vgg(**settings: Any) -> Any:
     return attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(**settings), sc.Budget(macs=0.5))
 
 
+@pytest.mark.parametrize(("function", "count"), [("kl", 3), ("js", 3), ("mse", 1), ("l1", 1)])
+def test_one_crucial_layer_is_one_node_to_mimic(function: Any, count: int) -> None:
+    """For a distance; a divergence needs two nodes, and takes the ends of the stages, of which it is one."""
+    model = sc.build("zoo:resnet20")
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pruner = attached(model, x, sc.OneStep(crucial=1, cost=0), sc.Budget(macs=0.5))
+    plan = pruner.plan()
+    (node,) = pruner.history[0]["nodes"]
+    found = choose(sc.Mimic(function=function), sc.apply(model, plan), model, x, (node,))
+    assert found[-1] == node
+    assert len(found) == count
+
+
 def test_the_last_layer_is_forced_in_and_the_lowest_dropped() -> None:
     pruner = vgg()
     beta = betas(pruner, features_3=1.3, features_7=1.2, features_10=1.1, features_40=0.5)
