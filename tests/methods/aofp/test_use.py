@@ -220,6 +220,13 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> 
         sc.AOFP(**settings)
 
 
+@pytest.mark.parametrize("growth", [1, 2])
+def test_theta_of_zero_meets_no_budget(growth: float) -> None:
+    method = sc.AOFP(theta=0, theta_growth=growth)
+    with pytest.raises(sc.ConfigError, match=r"theta=0.* never prunes, and grows by no factor"):
+        sc.prune(network(), images(1), method, sc.Budget(macs=0.5), data=batches())
+
+
 def test_data_is_needed() -> None:
     with pytest.raises(sc.ConfigError, match="aofp prunes during training"):
         sc.prune(network(), images(1), "aofp", sc.Budget(macs=0.5))

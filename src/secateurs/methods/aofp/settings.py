@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from secateurs.errors import Setting
+from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import Taught
 from secateurs.training import Recipe
@@ -41,7 +41,9 @@ class Settings(Taught):
     halves: Literal["example", "batch"] = Field(
         default="example", description="what a random half is drawn for: each example, or each batch"
     )
-    theta: float = Field(default=0.01, ge=0, le=10, description="θ: damage below which filters are pruned")
+    theta: float = Field(
+        default=0.01, ge=0, le=10, description="θ: damage below which filters are pruned; not 0 with a budget"
+    )
     theta_growth: float = Field(
         2.0,
         ge=1,
@@ -62,6 +64,15 @@ class Settings(Taught):
         default=1, ge=1, description="stop after this many sweeps of restarts in which no layer can be pruned"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description=PRECISION)
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        if self.theta == 0 and task.budget is not None:
+            raise ConfigError(
+                Setting("theta", self.theta, type(self)),
+                " never prunes, and grows by no factor: all that the budget requires would be cut at the end.",
+                hint=("Set a small one, such as ", Setting("theta", 1e-4, type(self)), "."),
+            )
 
     def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
         found: dict[str, tuple[object, ...]] = {}
