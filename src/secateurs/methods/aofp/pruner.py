@@ -123,9 +123,10 @@ class AOFPPruner(Pruner):
 
     def _mask(self, *, always: bool = False) -> None:
         """Set the base masks. There are no masks until something is pruned, unless always."""
-        alive = np.concatenate([s.alive for s in self.searches.values()])
-        masks = torch.from_numpy(alive).to(device_of(self.model), torch.float32) if always or not alive.all() else None
-        self.gates.flat(masks)
+        alive = {name: search.alive for name, search in self.searches.items()}
+        whole, masked = np.concatenate(list(alive.values())), always or not all(a.all() for a in alive.values())
+        self.gates.flat(torch.from_numpy(whole).to(device_of(self.model), torch.float32) if masked else None)
+        self.damage.keep(alive if masked else None)
 
     def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Damage is measured in training passes only, not in evaluations during training."""

@@ -7,7 +7,7 @@ folded into the weights. No second forward pass is needed, and the cost is propo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
+from secateurs.devices import device_of
 from secateurs.graph.channels import ChannelGroup, parameter
 from secateurs.methods.aofp.ablation import Ablated, Ablation, Reader
 from secateurs.methods.aofp.halves import Halves
@@ -46,7 +47,7 @@ class Damage:
     """
 
     def __init__(
-        self, model: nn.Module, groups: Iterable[ChannelGroup], example_inputs: Any, ratio: Ratio = "example"
+        self, model: nn.Module, groups: Collection[ChannelGroup], example_inputs: Any, ratio: Ratio = "example"
     ) -> None:
         self.ratio = ratio
         self.reasons: dict[str, str] = {}
@@ -64,6 +65,7 @@ class Damage:
         order = {layer: i for i, layer in enumerate(self._follows)}
         self._readers = sorted(readers, key=lambda r: order.get(r.layer, len(order)))
         self.ablation = Ablation(self._readers)
+        self._outputs = _outputs(model, groups, {r.layer for r in readers})
         self._model = model
         self._sums: dict[str, list[Tensor]] = {}
         self._handles: list[RemovableHandle] = []
@@ -111,6 +113,17 @@ class Damage:
         not scored."""
         self.ablation.set(channels)
         self._sums.clear()
+
+    def keep(self, alive: Mapping[str, Array] | None) -> None:
+        """Set which channels of each group are left, (size,) bool; groups left out are whole, and with None all are. Outputs
+        that are none of these are not compared: they will be cut, whatever becomes of them."""
+        masks: dict[str, Array] = {}
+        if alive is not None:
+            for layer, (size, parts) in self._outputs.items():
+                mask = masks[layer] = np.ones(size, dtype=np.float32)
+                for group, index in parts:
+                    mask[index[~alive[group]] if group in alive else []] = 0
+        self.ablation.keep(masks, device_of(self._model))
 
     def sums(self) -> Tensor:
         """The sums over the passes since the last `ablate` (or `sums`), flat, float64: for each consumer of each group that
@@ -196,6 +209,24 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
     return found
 
 
+def _outputs(
+    model: nn.Module, groups: Iterable[ChannelGroup], layers: set[str]
+) -> dict[str, tuple[int, list[tuple[str, Array]]]]:
+    """For each of these layers that makes channels of the groups, the number of its outputs, and which ones are a group's
+    channels: (group, (size, m))."""
+    found: dict[str, tuple[int, list[tuple[str, Array]]]] = {}
+    for group in groups:
+        for slot in group.slots:
+            for layer in layers.intersection(slot.owners) if slot.produces else ():
+                module, index = model.get_submodule(layer), slot.index
+                if isinstance(module, _ConvTransposeNd):
+                    index = _in_each(module.groups, module.out_channels // module.groups, index)
+                size = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+                assert isinstance(size, int)
+                found.setdefault(layer, (size, []))[1].append((group.name, index))
+    return found
+
+
 def _readers(model: nn.Module, group: ChannelGroup, owners: dict[int, list[str]]) -> tuple[list[Reader], str]:
     """A group's consumers that can be scored; and the reason if there are none."""
     found: dict[tuple[str, int], Reader] = {}
@@ -224,12 +255,15 @@ def _inputs(module: nn.Module, axis: int, index: np.ndarray) -> np.ndarray | Non
     if isinstance(module, _ConvNd):
         if axis != 1:
             return None
-        each = module.in_channels // module.groups  # each group of a grouped convolution reads its own slice
-        steps = np.arange(module.groups)[:, None] * each
-        return (steps[None] + index[:, None, :]).reshape(len(index), -1)
+        return _in_each(module.groups, module.in_channels // module.groups, index)
     if isinstance(module, nn.Linear):
         return index if axis == 1 else None
     return None
+
+
+def _in_each(groups: int, each: int, index: Array) -> Array:
+    """Channels of a grouped convolution, each of whose groups has its own slice of so many: (size, m) → (size, groups · m)."""
+    return (np.arange(groups)[:, None] * each + index[:, None, :]).reshape(len(index), -1)
 
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
