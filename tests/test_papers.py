@@ -74,6 +74,17 @@ def test_a_row_can_be_run(name: str, profile: str, tmp_path: Path) -> None:
         assert budget.allows(task.widths.cost(task.widths.least), graph.cost())
 
 
+@pytest.mark.parametrize("name", [name for name in ROWS if name.startswith("onestep")])
+def test_one_step_rows_train_as_the_paper_says(name: str) -> None:
+    """Sec. 4 and 4.5: all by Adam, mimicking from 1e-3, fine-tuning on the labels at a constant 1e-5."""
+    mimic, tune = RecoverOptions(recover=ROWS[name].config["recover"]).recipes()
+    assert isinstance(mimic, sc.Mimic)
+    assert isinstance(tune, sc.Recover)
+    assert (mimic.optimizer, mimic.lr, mimic.schedule, mimic.milestones) == ("adam", 1e-3, "step", (5, 10))
+    assert (tune.optimizer, tune.lr, tune.schedule, tune.weight_decay, tune.share) == ("adam", 1e-5, "constant", 0, 0)
+    assert mimic.nodes == (("layer1", "layer2", "layer3", "layer4") if "resnet50" in name else None)
+
+
 @pytest.mark.parametrize("name", ["resnet56", "resnet110", "vgg16", "googlenet"])
 def test_the_networks_are_those_of_the_papers(name: str) -> None:
     """In MACs: the figures of EPruner's table II, within two percent."""

@@ -105,7 +105,7 @@ def _settings(row: Row) -> str:
     """The main ones of a row's file."""
     config = row.config
     own = ", ".join(f"{name} {value}" for name, value in config.get("set", {}).items())
-    recover = "not fine-tuned" if config["recover"] == "none" else config["recover"].replace(",", " + ")
+    recover = "not fine-tuned" if row.phases == ["none"] else " + ".join(row.phases)
     return f"preset {config['preset']}{f' ({own})' * bool(own)}; {recover}; batches of {config['batch_size']}"
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from secateurs.grammar import terms
+from secateurs.recovery.text import KINDS
+
 HERE = Path(__file__).parent
 ROWS, RESULTS = HERE / "rows", HERE / "results"
 PROFILES = ("paper", "reduced")
@@ -37,13 +40,18 @@ class Row:
     def of(cls, name: str) -> Row:
         return rows()[name]
 
+    @property
+    def phases(self) -> list[str]:
+        """The phases of recovery, with their lengths: "mimic:15", or "none"."""
+        return [term.name for term in terms(self.config["recover"], KINDS)]
+
     def settings(self, profile: str) -> dict[str, Any]:
         """The options in a profile."""
         if profile == "paper":
             return dict(self.config)
         method, network = self.config["method"], self.config["model"].rpartition(":")[2]
         network = network if network in KEPT else "resnet20"
-        phases = [phase.partition(":")[0] for phase in self.config["recover"].split(",")]
+        phases = [phase.partition(":")[0] for phase in self.phases]
         return {
             "model": f"zoo:{network}", "normalize": "cifar10", "method": method,
             **({"scope": self.config["scope"]} if "scope" in self.config else {}), "batch_size": 64,

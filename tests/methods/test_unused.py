@@ -34,6 +34,7 @@ def pruned(kind: type[Method], settings: dict[str, Any], budget: sc.Budget | Non
         (sc.NPN, {"gates": "sample"}, {"pruner_images": 0.5}, HALF),
         (sc.NPN, {}, {"schedule": "ramp", "calibration": 8, "threshold": 0.9, "scale": 10.0}, HALF),
         (sc.PFF, {"alpha": 1e-3}, {"cost": 1.0, "limit": 1.0, "arrive": 0.5, "fixed": 0.1, "gamma": 0.5}, HALF),
+        (sc.PFF, {"alpha": 1e-3}, {"hold": False}, HALF),
         (sc.PFF, {"prior": "none"}, {"cost": 1.0}, HALF),
         (sc.PFF, {"penalty": "group-lasso"}, {"skeleton_lr": 0.5, "skeleton_decay": 0.1, "prior": "none"}, HALF),
         (sc.EPruner, {}, {"late": 2.0, "late_from": 0.2}, HALF),

@@ -88,8 +88,8 @@ def choose(
     recipe: Mimic, student: nn.Module, teacher: nn.Module, example_inputs: Any, wanted: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """The nodes to mimic: those that the recipe names, else those `wanted` by the method that kept their shape, else
-    evenly spaced stage ends that kept their shape. The network's output is added if there are not enough others, or if the cut
-    changed layers after the last of them.
+    evenly spaced stage ends that kept their shape. A divergence needs two, a distance one. The network's output is added if
+    there are not enough others, or if the cut changed layers after the last of them.
 
     Raises ConfigError for a named node that is unknown or that the cut has changed.
     """
@@ -100,12 +100,11 @@ def choose(
         for node in recipe.nodes:
             _must_be_same(node, before, after, same)
         return recipe.nodes
-    known = by_name(same)
+    known, enough = by_name(same), 2 if recipe.function in DIVERGENCES else 1
     found = tuple(node for node in wanted if node in known)
-    if len(found) < 2:
+    if len(found) < enough:
         found = tuple(m.name for m in _spread(_stage_ends(same), recipe.count))
-    few = len(found) < (2 if recipe.function in DIVERGENCES else 1)
-    if few or _cut_behind(student, teacher, found, example_inputs):
+    if len(found) < enough or _cut_behind(student, teacher, found, example_inputs):
         log.warning("few feature maps kept their shape in the cut: mimicking the network's output, too")
         found = (*found, OUTPUT)
     return found

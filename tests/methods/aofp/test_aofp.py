@@ -92,6 +92,7 @@ def test_damage_that_is_recorded_is_of_the_masked_network() -> None:
     )
     x, _ = batches()[0]
     with Damage(masked.train(), pruner.groups, images(1)) as damage:
+        damage.keep({name: s.alive for name, s in pruner.searches.items()})
         damage.ablate(drawn)
         torch.manual_seed(0)
         masked(x)
@@ -102,6 +103,31 @@ def test_damage_that_is_recorded_is_of_the_masked_network() -> None:
         assert search.counts.tolist() == want[name][1].tolist()
         assert search.counts.sum() % search.half == 0
         assert not search.counts[~search.alive].any()
+
+
+def test_damage_is_that_of_the_network_when_it_is_cut() -> None:
+    """What the next layer puts out for filters that are pruned does not count."""
+    model, pruner = attached(steps=400, search_cost=50, halves="batch")
+    for search in pruner.searches.values():
+        search.prune(np.arange(0, search.width, 3))
+    pruner._mask()
+    pruner._draw()
+    drawn = dict(pruner._drawn)
+    plan = pruner.task.graph.plan({n: np.flatnonzero(s.alive) for n, s in pruner.searches.items()})
+    model.drop.p = 0.0  # it would draw others for fewer channels
+    cut = sc.apply(bare(model), plan).train()
+    cut.drop.p = 0.0
+    groups = [g for g in sc.trace(cut, images(1)).groups if g.name in drawn]
+    left = {name: np.flatnonzero(s.alive) for name, s in pruner.searches.items()}
+    x, _ = batches()[0]
+    with Damage(cut, groups, images(1)) as damage:
+        damage.ablate({name: np.searchsorted(left[name], ablated) for name, ablated in drawn.items()})
+        torch.manual_seed(0)
+        cut(x)
+        want = damage.take()
+    train(model, pruner, 1)
+    for name, search in pruner.searches.items():
+        assert search.sums[drawn[name]] == pytest.approx(want[name], rel=1e-4), name
 
 
 def test_the_record_says_what_happened() -> None:
@@ -199,7 +225,7 @@ def test_other_budgets(budget: sc.Budget) -> None:
 
 def test_what_the_search_has_not_got_to_is_cut_by_its_last_damage() -> None:
     lines: list[str] = []
-    model, pruner = attached(sc.Budget(macs=0.3), steps=8, theta=0.001, theta_growth=1)
+    model, pruner = attached(sc.Budget(macs=0.3), steps=8, theta=0.001, theta_growth=1, search_cost=2)
     pruner.log = lines.append
     train(model, pruner, 8)
     latest = {name: s.latest.copy() for name, s in pruner.searches.items()}

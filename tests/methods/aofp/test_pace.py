@@ -17,31 +17,31 @@ from tests.methods.aofp.small import attached, bare, batches, events, images, ne
 
 
 def test_pace() -> None:
-    pace = Pace(0.01, growth=2, goal={"macs": 0.5})
+    pace = Pace(0.01, growth=2, goal={"macs": 0.5}, begin=0, end=1)
     assert [pace.excess({"macs": 1.0}, p) for p in (0, 0.45, 0.9, 1)] == [0, 0.25, 0.5, 0.5]
-    assert pace.update({"macs": 1.0}, 0.45, steps=1) == pytest.approx(0.02)  # far behind: once the growth
-    assert pace.update({"macs": 1.0}, 0.45, steps=0.5) == pytest.approx(0.02 * 2**0.5)
-    assert pace.update({"macs": 0.76}, 0.45, steps=1) == pytest.approx(0.04)  # a little behind
-    assert pace.update({"macs": 0.5}, 0.45, steps=1) == pytest.approx(0.02)  # ahead
+    assert pace.update({"macs": 1.0}, 0.45, searches=1) == pytest.approx(0.02)  # far behind: once the growth
+    assert pace.update({"macs": 1.0}, 0.45, searches=0.5) == pytest.approx(0.02 * 2**0.5)
+    assert pace.update({"macs": 0.76}, 0.45, searches=1) == pytest.approx(0.04)  # a little behind
+    assert pace.update({"macs": 0.5}, 0.45, searches=1) == pytest.approx(0.02)  # ahead
     for _ in range(3):
-        pace.update({"macs": 0.5}, 0.45, steps=1)
+        pace.update({"macs": 0.5}, 0.45, searches=1)
     assert pace.theta == 0.01  # never below where it began
     for _ in range(100):
-        pace.update({"macs": 1.0}, 1, steps=1)
+        pace.update({"macs": 1.0}, 1, searches=1)
     assert pace.theta == 1.0
-    still = Pace(0.02, growth=1, goal={"macs": 0.3})
+    still = Pace(0.02, growth=1, goal={"macs": 0.3}, begin=0, end=1)
     assert still.update({"macs": 1.0}, 1.0, 1.0) == 0.02
     assert still.due({"macs": 1.0}, 1.0, 0.1) == 0  # the paper's θ: nothing is forced before the end
 
 
 def test_what_is_due_waits_for_the_first_full_search() -> None:
-    pace = Pace(0.01, growth=2, goal={"macs": 0.5})
+    pace = Pace(0.01, growth=2, goal={"macs": 0.5}, begin=0, end=1)
     assert [pace.due({"macs": 1.0}, p, 0.1) for p in (0, 0.1, 0.5, 0.9, 1)] == pytest.approx([0, 0, 0.25, 0.5, 0.5])
     assert pace.due({"macs": 0.5}, 0.9, 0.1) == 0
 
 
 def test_each_limit_has_a_line_of_its_own() -> None:
-    pace = Pace(0.01, growth=2, goal={"macs": 0.9, "params": 0.5})
+    pace = Pace(0.01, growth=2, goal={"macs": 0.9, "params": 0.5}, begin=0, end=1)
     assert pace.excess({"macs": 0.95, "params": 0.75}, 0.45) == pytest.approx(0)
     assert pace.excess({"macs": 0.9, "params": 0.8}, 0.9) == pytest.approx(
         0.3
@@ -150,6 +150,26 @@ def test_warm_up_and_staggered_starts() -> None:
     assert set(pruner._drawn) == set(names)
 
 
+@pytest.mark.parametrize("stagger", [False, True])
+def test_the_schedule_begins_with_the_search(stagger: bool) -> None:
+    """After the warm-up nothing is due yet, and θ has not grown: no layer has been searched before."""
+    model, pruner = attached(sc.Budget(macs=0.5), steps=100, search_cost=3, warmup=60, stagger=stagger, theta=1e-6)
+    late = pruner._starts(2)
+    assert late == (62 if stagger else 60)
+    whole = {"macs": 1.0}
+    assert [pruner.pace.excess(whole, step) for step in (0, 60, late, 100)] == [0, 0, 0, 0.5]
+    assert [pruner.pace.due(whole, step, 10) for step in (0, 60, late + 10, 100)] == [0, 0, 0, 0.5]
+    train(model, pruner, 64)
+    assert pruner.pace.theta < 2e-6
+    assert not events(pruner.record, "forced")
+    train(model, pruner, 36, first=64)
+    forced = events(pruner.record, "forced")
+    assert forced[0]["step"] > late + min(pruner.full_search, 0.45 * (100 - late))
+    assert pruner.ended == "the budget is met"
+    _, pruner = attached(sc.Budget(macs=0.5), steps=10, warmup=50)
+    assert pruner.pace.excess(whole, 10) == pruner.pace.due(whole, 10, 5) == 0
+
+
 def test_search_cost_by_default_is_a_hundredth_of_the_training() -> None:
     assert [attached(steps=n)[1].cost for n in (4, 250, 2000)] == [1, 2, 20]
     assert attached(steps=2000, search_cost=7)[1].cost == 7
@@ -165,6 +185,37 @@ def test_search_cost_by_default_is_enough_for_128_halves() -> None:
     train(model, pruner, 1, first=31)
     assert (search.batches, search.halves) == (0, 0)
     assert len(search.space) == 6
+    _, pruner = attached(steps=100, halves="batch")  # a batch has one half
+    assert pruner.full_search == 128 * 5
+    for _ in range(127):
+        pruner.searches["conv1"].record(np.arange(6), 1.0)
+    assert not pruner.searches["conv1"].full
+    pruner.searches["conv1"].record(np.arange(6), 1.0)
+    assert pruner.searches["conv1"].full
+    assert attached(steps=100, halves="batch", search_cost=2)[1].full_search == 10
+
+
+def test_a_run_shorter_than_a_step_says_so() -> None:
+    model, pruner = attached(sc.Budget(macs=0.6), steps=8, halves="batch")
+    lines: list[str] = []
+    pruner.log = lines.append
+    train(model, pruner, 8)
+    pruner.plan()
+    assert any(
+        "more filters were cut by their norms, since no step of the search was complete," in line for line in lines
+    )
+
+
+@pytest.mark.parametrize("ratio", ["example", "batch"])
+def test_a_batch_gives_a_half_for_each_scored_example(ratio: str) -> None:
+    """Whatever the ratio, and however many layers read the filters: "stem" has two readers."""
+    model, pruner = attached(steps=100, theta=0, ratio=ratio)
+    assert sum(r.group == "stem" for r in pruner.damage._readers) == 2
+    train(model, pruner, 3)
+    assert {name: s.halves for name, s in pruner.searches.items()} == dict.fromkeys(pruner.searches, 12)
+    assert pruner.halves == 4
+    train(model, pruner, 29, first=3)
+    assert {len(s.space) for s in pruner.searches.values()} == {4, 6, 10}  # 128 halves: every step is complete
 
 
 def test_scores_of_one_search_step_rank_as_those_of_a_long_one() -> None:
@@ -177,7 +228,7 @@ def test_scores_of_one_search_step_rank_as_those_of_a_long_one() -> None:
             damage._model(x)
         exact = {name: sums / counts for name, (sums, counts) in damage.samples().items()}
     for halves in ("example", "batch"):
-        model, pruner = attached(steps=40, theta=0, halves=halves)
+        model, pruner = attached(steps=40, theta=0, halves=halves, search_cost=1 if halves == "batch" else None)
         while any(np.isinf(s.latest).all() for s in pruner.searches.values()):
             model(x)
             pruner.step()

@@ -215,8 +215,10 @@ def test_each_example_with_a_half_of_its_own(name: str, layout: str, ratio: Any)
         assert damage.take(damage.sums()) == {}
         damage.ablate({n: Halves(h.space, h.size, h.seed) for n, h in drawn.items()})
         case.model(case.x)
-        found = damage.samples()
-        assert damage.samples() == {}
+        sums = damage.sums()
+        found = damage.samples(sums)
+        assert damage.halves(sums) == dict.fromkeys(spaces, 3)  # of six examples, for any number of readers
+        assert damage.samples() == damage.halves() == {}
         assert set(found) == set(spaces)
         counts = {g.name: sum(r.group == g.name for r in damage._readers) for g in groups}
     for g in groups:
@@ -300,8 +302,11 @@ def outcome(
 
 
 @torch.no_grad()
-def brute(case: Case, group: sc.ChannelGroup, ablated: np.ndarray, ratio: str) -> float:
-    """Eq. 7 in float64, by masking the weights that read the channels; the mean over the group's readers."""
+def brute(
+    case: Case, group: sc.ChannelGroup, ablated: np.ndarray, ratio: str, gone: dict[str, list[int]] | None = None
+) -> float:
+    """Eq. 7 in float64, by masking the weights that read the channels; the mean over the group's readers. gone: outputs of
+    layers that do not count."""
     found: list[float] = []
     for slot in group.slots:
         if not slot.consumes:
@@ -315,6 +320,9 @@ def brute(case: Case, group: sc.ChannelGroup, ablated: np.ndarray, ratio: str) -
         axes = [0, *range(2, y.ndim)]
         statistics = (y.mean(axes), y.var(axes, unbiased=False)) if bn is not None and bn.training else None
         other, _ = outcome(masked, case.x.double(), slot.module, norm, act, statistics)
+        axis = -1 if isinstance(case.model.get_submodule(slot.module), nn.Linear) else 1
+        left = torch.tensor([i for i in range(m.shape[axis]) if i not in (gone or {}).get(slot.module, ())])
+        m, other = m.index_select(axis, left), other.index_select(axis, left)
         above, below = (m - other).flatten(1).square().sum(1), m.flatten(1).square().sum(1)
         t = (above / below).mean() if ratio == "example" else above.sum() / below.sum()
         found.append(float(t))
@@ -353,6 +361,43 @@ def test_damage_is_what_brute_force_finds(name: str, layout: str, mode: str, rat
         want = brute(case, g, ablated[g.name], ratio)
         assert want > 1e-4
         assert found[g.name] == pytest.approx(want, rel=1e-5), g.name
+
+
+@pytest.mark.parametrize("ratio", ["example", "batch"])
+@pytest.mark.parametrize("name", list(CASES))
+def test_outputs_that_are_gone_do_not_count(name: str, ratio: Any) -> None:
+    torch.manual_seed(0)
+    case = CASES[name]()
+    graph = sc.trace(case.model, case.x[:2], **case.graph_options)
+    groups = [g for g in graph.groups if g.reason is None]
+    case.model.train()
+    ablated = {g.name: half(g.size, i) for i, g in enumerate(groups)}
+    alive = {g.name: np.arange(g.size) % 3 != 1 for g in groups}
+    gone: dict[str, list[int]] = {}
+    for g in groups:
+        for slot in g.slots:
+            if slot.produces:
+                module: Any = case.model.get_submodule(slot.module)
+                steps = range(module.groups) if getattr(module, "transposed", False) else [0]
+                for step in steps:
+                    index = step * (module.out_channels // module.groups if step else 0) + slot.index
+                    gone.setdefault(slot.module, []).extend(index[~alive[g.name]].ravel())
+    counted = 0
+    with Damage(case.model, groups, case.x[:2], ratio) as damage:
+        damage.keep(alive)
+        damage.ablate(ablated)
+        case.model(case.x)
+        found = damage.take()
+        damage.keep({g.name: np.ones(g.size, dtype=bool) for g in groups})
+        case.model(case.x)
+        whole = damage.take()
+        damage.keep(None)
+        assert damage.ablation.kept == {}
+    for g in groups:
+        assert found[g.name] == pytest.approx(brute(case, g, ablated[g.name], ratio, gone), rel=1e-5), g.name
+        assert whole[g.name] == pytest.approx(brute(case, g, ablated[g.name], ratio), rel=1e-5), g.name
+        counted += found[g.name] != pytest.approx(whole[g.name], rel=1e-4)
+    assert counted or name == "tokens"  # whose linear layer makes no channels that can be cut
 
 
 @pytest.mark.parametrize("kind", ["no gradient", "patched"])

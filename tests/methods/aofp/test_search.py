@@ -175,13 +175,33 @@ def test_filters_that_the_search_has_not_picked_are_dropped_from_it() -> None:
     search = BinaryFilterSearch(8, cost=10)
     search.space = np.array([1, 3, 4, 6])
     search.record(np.array([1, 3]), 0.2)
-    search.drop(np.array([0, 3]))
+    search.drop(np.array([0, 2]))
     assert search.width == 6
+    assert search.space.tolist() == [1, 3, 4, 6]
+    assert search.sums.tolist() == [0, 0.2, 0, 0.2, 0, 0, 0, 0]  # none of the search space has gone
+    search.drop(np.array([3]))
     assert search.space.tolist() == [1, 4, 6]
-    assert search.sums.tolist() == [0, 0.2, 0, 0.2, 0, 0, 0, 0]  # what was found of the others stays
+    assert search.batches == search.halves == search.sums.sum() == 0
     search.drop(np.array([1, 4]))
-    assert search.space.tolist() == [2, 5, 6, 7]  # one alone is no search space: a new search
-    assert search.batches == 0
+    assert search.space.tolist() == [5, 6, 7]  # one alone is no search space: a new search
+
+
+def test_a_step_has_halves_of_one_size() -> None:
+    """A filter that is cut in the middle of a step changes |A| / 2: the own damages are those of the halves after it."""
+    costs = [0.3, 0.1, 0.5, 0.2, 0.4, 0.7]
+    search = BinaryFilterSearch(6, cost=1)
+    for chosen in itertools.combinations(range(6), 3):
+        search.record(np.array(chosen), additive(costs)(np.array(chosen)))
+    search.drop(np.array([4, 5]))
+    for chosen in itertools.combinations(range(4), 2):
+        search.record(np.array(chosen), additive(costs)(np.array(chosen)))
+    search.finish(theta=-np.inf)
+    assert search.latest[:4] == pytest.approx(costs[:4])
+    narrow = BinaryFilterSearch(6, cost=9, least=3)
+    narrow.space = np.arange(4)
+    narrow.record(np.array([0, 1]), 0.4)
+    narrow.drop(np.array([4, 5]))  # outside of the search space, but one filter at most may go now
+    assert (narrow.half, narrow.batches) == (1, 0)
 
 
 def test_nothing_is_pruned_on_samples_that_say_nothing() -> None:

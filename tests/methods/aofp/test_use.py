@@ -119,7 +119,7 @@ def test_accumulated_batches_are_one_step() -> None:
     pruner.step()
     search = pruner.searches["conv1"]
     assert len(found[1][key]) == 2
-    above, below = found[1][key].sum(0).numpy()
+    above, below, _ = found[1][key].sum(0).numpy()
     assert below.sum() == 8 * search.half  # half of the 16 examples, all alike
     assert search.sums == pytest.approx(above)
     assert search.counts.tolist() == below.tolist()
@@ -135,8 +135,17 @@ def test_one_half_for_a_batch() -> None:
         assert len(drawn[name]) == search.half
         assert np.flatnonzero(search.counts).tolist() == list(drawn[name])
         assert len(set(search.sums[drawn[name]])) == 1
-    paper = sc.AOFP.preset("paper")
-    assert (paper.halves, paper.theta_growth, paper.lr, paper.search_cost) == ("batch", 1, 1e-3, 8000)
+
+
+@pytest.mark.parametrize(
+    ("preset", "search_cost", "theta"),
+    [("paper", 20_000, 0.01), ("vgg16", 20_000, 0.01), ("alexnet", 4000, 0.02), ("resnet", 8000, 0.02)],
+)
+def test_the_papers_runs(preset: str, search_cost: int, theta: float) -> None:
+    """Sec. 4.2."""
+    paper = sc.AOFP.preset(preset)
+    assert (paper.search_cost, paper.theta) == (search_cost, theta)
+    assert (paper.halves, paper.theta_growth, paper.lr, paper.ratio) == ("batch", 1, 1e-3, "example")
 
 
 def test_the_original_teaches() -> None:
@@ -209,6 +218,13 @@ def test_groups_whose_readers_are_unknown_are_left_out_with_a_reason() -> None:
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(sc.ConfigError, match=message):
         sc.AOFP(**settings)
+
+
+@pytest.mark.parametrize("growth", [1, 2])
+def test_theta_of_zero_meets_no_budget(growth: float) -> None:
+    method = sc.AOFP(theta=0, theta_growth=growth)
+    with pytest.raises(sc.ConfigError, match=r"theta=0.* never prunes, and grows by no factor"):
+        sc.prune(network(), images(1), method, sc.Budget(macs=0.5), data=batches())
 
 
 def test_data_is_needed() -> None:

@@ -43,8 +43,10 @@ def reference(similar: Tensor, own: Tensor, **options: object) -> tuple[list[int
     return list(model.cluster_centers_indices_), model.labels_.tolist()
 
 
-def literally(similar: Tensor, own: Tensor, iterations: int = 200, damping: float = 0.5) -> list[int]:
-    """Equations 4 to 10 of the paper, one message at a time; the self-responsibility by equation 4 like all others."""
+def literally(
+    similar: Tensor, own: Tensor, iterations: int = 200, damping: float = 0.5, by_5: bool = False
+) -> list[int]:
+    """Equations 4 to 10 of the paper, one message at a time; the self-responsibility by equation 4 like all others, or by 5."""
     s = similar.numpy().copy()
     np.fill_diagonal(s, own.numpy())
     n = len(s)
@@ -52,6 +54,8 @@ def literally(similar: Tensor, own: Tensor, iterations: int = 200, damping: floa
     for _ in range(iterations):
         rivals = a + s
         fresh = np.array([[s[i, k] - np.delete(rivals[i], k).max() for k in range(n)] for i in range(n)])
+        if by_5:
+            np.fill_diagonal(fresh, [s[i, i] - np.delete(s[i], i).max() for i in range(n)])
         r = damping * r + (1 - damping) * fresh
         positive = np.maximum(r, 0)
         np.fill_diagonal(positive, 0)
@@ -178,6 +182,17 @@ class TestThePaper:
         for beta in (0.2, 0.5, 0.8, 1.0):
             own = beta * medians(similar)
             assert exemplars(similar, own, convergence=None)[0].tolist() == literally(similar[0], own[0])
+
+    def test_equation_5_is_the_released_codes(self) -> None:
+        """With availabilities, as in equation 4. It makes a difference."""
+        others = 0
+        for seed in range(6):
+            similar = similarity(cloud(16, 5, seed)[None])
+            own = preferences(similar, 0.5)
+            found = exemplars(similar, own, convergence=None)[0].tolist()
+            assert found == literally(similar[0], own[0])
+            others += found != literally(similar[0], own[0], by_5=True)
+        assert others > 0
 
     @pytest.mark.parametrize("iterations", [1, 2, 3, 7])
     def test_the_messages_are_right_long_before_they_settle(self, iterations: int) -> None:

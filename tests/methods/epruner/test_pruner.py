@@ -6,6 +6,7 @@ import functools
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -459,3 +460,15 @@ class TestTrainedNetworks:
         result = sc.prune(model, IMAGE[:1], "epruner", sc.Budget(macs=0.4))
         assert 0.39 < result.after.macs / result.before.macs <= 0.4
         assert result.error <= 1e-5
+
+
+def test_only_convolutions_as_in_the_paper() -> None:
+    """As the method's page says: the classifier's hidden layers stay whole, the last convolution does not."""
+    model, x = sc.build("zoo:alexnet_bn"), torch.zeros(1, 3, 32, 32)
+    method = sc.EPruner.preset("paper", beta=1.0)
+    assert {"features.14", "classifier.1"} <= sc.prune(model, x, method, progress="silent").plan.groups.keys()
+    choices: list[dict[str, Any]] = [{"only": [nn.Conv2d]}, {"exclude": "classifier.*"}]
+    for limits in choices:
+        kept = sc.prune(model, x, method, progress="silent", **limits).plan.groups
+        assert "features.14" in kept
+        assert all(name.startswith("features.") for name in kept)

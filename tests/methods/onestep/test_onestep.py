@@ -169,12 +169,35 @@ def test_lambda_is_a_multiple_of_the_gradients_size(l1: str, scale: float) -> No
             (scale * (loss + pruner.penalty())).backward()
             pruner.importance.offset.grad = None  # β stays where it is
             pruner.step(own=False)
-        assert len(pruner.slopes) == 10
-        assert pruner.slopes == pytest.approx(by_hand[:10], rel=1e-3)
+        assert len(pruner.slopes) == 3
+        assert pruner.slopes == pytest.approx(by_hand[:3], rel=1e-3)
         pressure = pruner.lam / (1 if l1 == "sum" else 18)
-        assert pressure == pytest.approx(2 * sum(by_hand[:10]) / 10, rel=1e-3)
+        assert pressure == pytest.approx(2 * sum(by_hand[:3]) / 3, rel=1e-3)
         sizes.append(pressure)
     assert sizes[1] != pytest.approx(sizes[0], rel=0.05)
+
+
+def test_lambda_does_not_depend_on_the_length_of_the_run() -> None:
+    """Nor on the learning rate, which follows from it. The original's answers are met exactly at β = 1, without a gradient."""
+    original, found, sizes = plain(torch.float32), [], []
+    for x, _ in data(3).train[:3]:
+        beta = [torch.full([width], 0.98, requires_grad=True) for width in (5, 6, 7)]
+        loss = F.cross_entropy(original(x, beta), original(x).softmax(1).detach())
+        sizes.append(float(torch.cat(torch.autograd.grad(loss, beta)).abs().mean()))
+    for steps in (20, 2000, 200_000):
+        model = plain(torch.float32)
+        pruner = attached(model, images(1), sc.OneStep(), sc.Budget(macs=0.5))
+        pruner.begin(steps, 20)
+        for x, _ in data(12).train[:12]:
+            with torch.no_grad():
+                answers = original(x).softmax(1)
+            (F.cross_entropy(model(x), answers) + pruner.penalty()).backward()
+            pruner.step()
+        found.append(pruner.lam)
+        with torch.no_grad():  # only what is measured is lowered
+            pruner.importance.offset.zero_()
+            torch.testing.assert_close(model(x), original(x))
+    assert found == pytest.approx([3 * sum(sizes) / 3] * 3, rel=1e-3)
 
 
 def test_a_beta_can_fall_to_zero_however_short_the_run_is() -> None:
@@ -360,6 +383,19 @@ def vgg(**settings: Any) -> Any:
     torch.manual_seed(0)
     settings = {"prior": 0, "cost": 0} | settings
     return attached(sc.build("zoo:vgg16").eval(), VGG, sc.OneStep(**settings), sc.Budget(macs=0.5))
+
+
+@pytest.mark.parametrize(("function", "count"), [("kl", 3), ("js", 3), ("mse", 1), ("l1", 1)])
+def test_one_crucial_layer_is_one_node_to_mimic(function: Any, count: int) -> None:
+    """For a distance; a divergence needs two nodes, and takes the ends of the stages, of which it is one."""
+    model = sc.build("zoo:resnet20")
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pruner = attached(model, x, sc.OneStep(crucial=1, cost=0), sc.Budget(macs=0.5))
+    plan = pruner.plan()
+    (node,) = pruner.history[0]["nodes"]
+    found = choose(sc.Mimic(function=function), sc.apply(model, plan), model, x, (node,))
+    assert found[-1] == node
+    assert len(found) == count
 
 
 def test_the_last_layer_is_forced_in_and_the_lowest_dropped() -> None:

@@ -65,13 +65,14 @@ class Columns:
 class Ablation:
     """What is ablated, for the layers that read it (in the order in which they run).
 
-    active: whether passes are measured.
+    active: whether passes are measured. kept: for layers some of whose outputs will be cut, (outputs,) with 0 for those.
     """
 
     def __init__(self, readers: Iterable[Reader]) -> None:
         self.readers = list(readers)
         self.channels: dict[str, Ablated] = {}
         self.active = True
+        self.kept: dict[str, Tensor] = {}
         self._masks: Tensor | None = None  # (rows, columns of all readers), if drawn before the pass
         ends = np.cumsum([r.size for r in self.readers])
         self._at = {r.key: slice(int(e) - r.size, int(e)) for r, e in zip(self.readers, ends, strict=True)}
@@ -80,6 +81,13 @@ class Ablation:
     def set(self, channels: Mapping[str, Ablated | Iterable[int]]) -> None:
         found = {n: c if isinstance(c, Halves) else np.asarray(c, dtype=np.int64) for n, c in channels.items()}
         self.channels = {n: c for n, c in found.items() if isinstance(c, Halves) or len(c)}
+
+    def keep(self, masks: Mapping[str, np.ndarray], device: torch.device) -> None:
+        """Set `kept`, in one transfer."""
+        self.kept = {}
+        if masks:
+            flat = there(np.concatenate(list(masks.values())), device)
+            self.kept = dict(zip(masks, flat.split([len(mask) for mask in masks.values()]), strict=True))
 
     def draw(self, examples: int, device: torch.device) -> None:
         """Draw the halves of the next passes, of so many examples, before them: the layers' work is then the same in every

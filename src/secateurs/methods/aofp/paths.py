@@ -80,6 +80,9 @@ class Watch:
         sliced = z.device.type == "cpu" and not torch.compiler.is_compiling()
         rows = max(1, _CACHED * n // max(x.numel(), z.numel(), 1)) if sliced else n
         wide = {"dtype": torch.float32} if z.dtype == torch.float16 else {}  # float16's range is too small
+        kept = self.ablation.kept.get(self.readers[0].layer)
+        if kept is not None:
+            kept = kept.to(z.dtype) if isinstance(self.module, nn.Linear) else _along(kept.to(z.dtype), z)
         above, below = [], []
         for i in range(0, n, rows):
             base = z[i : i + rows]
@@ -87,6 +90,8 @@ class Watch:
             if self.follows.then:
                 base = torch.relu(base) if self.follows.then == (torch.relu,) else self.follows.finish(base.clone())
             other -= base
+            if kept is not None:
+                other, base = other.mul_(kept), base * kept
             above.append(torch.linalg.vector_norm(_flat(other), dim=1, **wide))
             below.append(torch.linalg.vector_norm(_flat(base), dim=1, **wide))
         return torch.cat(above).double().square(), torch.cat(below).double().square()

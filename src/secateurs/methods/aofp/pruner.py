@@ -77,7 +77,7 @@ class AOFPPruner(Pruner):
         super().begin(total, epoch_steps)
         c = self.config
         self.cost = c.search_cost or max(1, total // 100)
-        samples = SAMPLES if c.search_cost is None and c.halves == "example" else 1
+        samples = SAMPLES if c.search_cost is None else 1
         self.searches = {
             g.name: BinaryFilterSearch(g.size, self.cost, int(self.widths.least[self._at[g.name]]), samples)
             for g in self.groups
@@ -85,7 +85,7 @@ class AOFPPruner(Pruner):
         self.order = {g.name: np.zeros(g.size) for g in self.groups}
         budget, base = self.task.budget, self.widths.base
         goal = budget.shares(budget.limits(base), base) if budget else {}
-        self.pace = Pace(c.theta, c.theta_growth, goal)
+        self.pace = Pace(c.theta, c.theta_growth, goal, self._starts(len(self.groups) - 1), total)
         names = [g.name for g in self.widths.groups]
         self.record = [
             {
@@ -123,9 +123,10 @@ class AOFPPruner(Pruner):
 
     def _mask(self, *, always: bool = False) -> None:
         """Set the base masks. There are no masks until something is pruned, unless always."""
-        alive = np.concatenate([s.alive for s in self.searches.values()])
-        masks = torch.from_numpy(alive).to(device_of(self.model), torch.float32) if always or not alive.all() else None
-        self.gates.flat(masks)
+        alive = {name: search.alive for name, search in self.searches.items()}
+        whole, masked = np.concatenate(list(alive.values())), always or not all(a.all() for a in alive.values())
+        self.gates.flat(torch.from_numpy(whole).to(device_of(self.model), torch.float32) if masked else None)
+        self.damage.keep(alive if masked else None)
 
     def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Damage is measured in training passes only, not in evaluations during training."""
@@ -174,23 +175,21 @@ class AOFPPruner(Pruner):
     def _record(self, step: int, drawn: dict[str, np.ndarray | Halves], sums: torch.Tensor) -> None:
         """Record what was measured in a step."""
         taken, samples = self.damage.take(sums, drawn), self.damage.samples(sums, drawn)
-        found = []
+        halves = self.damage.halves(sums, drawn)
         for name, ablated in drawn.items():
             search = self.searches[name]
             if isinstance(ablated, Halves):
                 none = np.zeros(len(search.alive))
-                total, count = samples.get(name, (none, none))
-                found.append(max(1, round(count.sum() / ablated.size)))
-                search.add(total, count, found[-1])
+                search.add(*samples.get(name, (none, none)), max(1, halves.get(name, 0)))
             else:
                 search.record(ablated, taken.get(name, math.nan))
-        self.halves = min(found, default=1)
+        self.halves = max(1, min(halves.values(), default=1))
         full = [name for name in drawn if self.searches[name].full]
         self._finish_steps(full)
         if self.task.budget is not None and self.ended is None:
             if full:
                 self._catch_up()
-            self.pace.update(self._shares(self._widths()), step / self.total, 1 / self.full_search)
+            self.pace.update(self._shares(self._widths()), step, 1 / self.full_search)
 
     def _finish_steps(self, full: list[str]) -> None:
         moves = {name: self.searches[name].finish(self.pace.theta) for name in full}
@@ -238,7 +237,7 @@ class AOFPPruner(Pruner):
         widths = self._widths()
 
         def due() -> bool:
-            return self.pace.due(self._shares(widths), self.steps / self.total, self.full_search / self.total) > 0
+            return self.pace.due(self._shares(widths), self.steps, self.full_search) > 0
 
         scores = self._scores() if due() else {}
         known = [(n, j) for n, s in self.searches.items() for j in np.flatnonzero(s.alive & np.isfinite(s.latest))]
@@ -334,9 +333,11 @@ class AOFPPruner(Pruner):
                 f"{share:.1%} of the {name} (budget {self.pace.goal[name]:.1%})"
                 for name, share in self._shares(self._widths()).items()
             )
+            measured = any(np.isfinite(s.latest).any() for s in self.searches.values())
+            by = "last measured damage" if measured else "norms, since no step of the search was complete,"
             self.warn(
-                f"aofp: the search left {left}. {trimmed} more filters were cut by their last measured damage to meet the "
-                "budget: train longer or raise theta to search them, too."
+                f"aofp: the search left {left}. {trimmed} more filters were cut by their {by} to meet the budget: train longer "
+                "or raise theta to search them, too."
             )
         for entry in self.record:
             self.task.note(**entry)

@@ -7,7 +7,7 @@ folded into the weights. No second forward pass is needed, and the cost is propo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
+from secateurs.devices import device_of
 from secateurs.graph.channels import ChannelGroup, parameter
 from secateurs.methods.aofp.ablation import Ablated, Ablation, Reader
 from secateurs.methods.aofp.halves import Halves
@@ -46,7 +47,7 @@ class Damage:
     """
 
     def __init__(
-        self, model: nn.Module, groups: Iterable[ChannelGroup], example_inputs: Any, ratio: Ratio = "example"
+        self, model: nn.Module, groups: Collection[ChannelGroup], example_inputs: Any, ratio: Ratio = "example"
     ) -> None:
         self.ratio = ratio
         self.reasons: dict[str, str] = {}
@@ -64,6 +65,7 @@ class Damage:
         order = {layer: i for i, layer in enumerate(self._follows)}
         self._readers = sorted(readers, key=lambda r: order.get(r.layer, len(order)))
         self.ablation = Ablation(self._readers)
+        self._outputs = _outputs(model, groups, {r.layer for r in readers})
         self._model = model
         self._sums: dict[str, list[Tensor]] = {}
         self._handles: list[RemovableHandle] = []
@@ -112,15 +114,26 @@ class Damage:
         self.ablation.set(channels)
         self._sums.clear()
 
+    def keep(self, alive: Mapping[str, Array] | None) -> None:
+        """Set which channels of each group are left, (size,) bool; groups left out are whole, and with None all are. Outputs
+        that are none of these are not compared: they will be cut, whatever becomes of them."""
+        masks: dict[str, Array] = {}
+        if alive is not None:
+            for layer, (size, parts) in self._outputs.items():
+                mask = masks[layer] = np.ones(size, dtype=np.float32)
+                for group, index in parts:
+                    mask[index[~alive[group]] if group in alive else []] = 0
+        self.ablation.keep(masks, device_of(self._model))
+
     def sums(self) -> Tensor:
         """The sums over the passes since the last `ablate` (or `sums`), flat, float64: for each consumer of each group that
-        is scored (2, 1), or (2, size) with halves. The damage is the first row over the second; both may be summed over
-        processes before `take` and `samples`."""
+        is scored (3, 1), or (3, size) with halves. The damage is the first row over the second, and the third is the number
+        of examples; all may be summed over processes before `take`, `samples` and `halves`."""
         scored = self._scored(self.ablation.channels)
         rows = [torch.stack(self._sums[r.key]).sum(0) if r.key in self._sums else None for r, _ in scored]
         self._sums.clear()
         device = next((r.device for r in rows if r is not None), torch.device("cpu"))
-        nothing = [torch.zeros(2, w, dtype=torch.float64, device=device) for _, w in scored]
+        nothing = [torch.zeros(3, w, dtype=torch.float64, device=device) for _, w in scored]
         parts = [n if r is None else r for r, n in zip(rows, nothing, strict=True)]
         return torch.cat([p.flatten() for p in parts]) if parts else torch.zeros(0).double()
 
@@ -129,7 +142,7 @@ class Damage:
         `ablated` was, by default what is now."""
         found: dict[str, list[float]] = {}
         ablated = self.ablation.channels if ablated is None else ablated
-        for reader, (above, below) in self._split(sums, ablated):
+        for reader, (above, below, _) in self._split(sums, ablated):
             if not isinstance(ablated[reader.group], Halves) and below[0] != 0:
                 found.setdefault(reader.group, []).append(float(above[0] / below[0]))
         return {name: sum(t) / len(t) for name, t in found.items()}
@@ -142,7 +155,7 @@ class Damage:
         see `take`."""
         found: dict[str, tuple[Array, Array]] = {}
         ablated = self.ablation.channels if ablated is None else ablated
-        for reader, (above, below) in self._split(sums, ablated):
+        for reader, (above, below, _) in self._split(sums, ablated):
             if isinstance(ablated[reader.group], Halves) and below.any():
                 if self.ratio == "batch":
                     above, below = np.divide(above, below, out=np.zeros_like(above), where=below > 0), (below > 0) * 1.0
@@ -150,27 +163,39 @@ class Damage:
                 found[reader.group] = before[0] + above, before[1] + below
         return found
 
+    def halves(self, sums: Tensor | None = None, ablated: Mapping[str, Ablated] | None = None) -> dict[str, int]:
+        """For each group that was ablated by halves and measured, the number of halves: one for each scored example, whatever
+        the ratio and the number of consumers. sums, ablated: see `take`."""
+        found: dict[str, list[float]] = {}
+        ablated = self.ablation.channels if ablated is None else ablated
+        for reader, (_, _, times) in self._split(sums, ablated):
+            halves = ablated[reader.group]
+            if isinstance(halves, Halves) and times.any():
+                found.setdefault(reader.group, []).append(float(times.sum()) / halves.size)
+        return {name: round(sum(n) / len(n)) for name, n in found.items()}
+
     def _scored(self, ablated: Mapping[str, Ablated]) -> list[tuple[Reader, int]]:
         """The consumers that are scored, with the columns of their sums."""
         return [(r, r.size if isinstance(ablated[r.group], Halves) else 1) for r in self._readers if r.group in ablated]
 
     def _split(self, sums: Tensor | None, ablated: Mapping[str, Ablated]) -> Iterator[tuple[Reader, Array]]:
-        """Each scored consumer with its (2, columns) sums."""
+        """Each scored consumer with its (3, columns) sums."""
         flat = (self.sums() if sums is None else sums).cpu().numpy()
         at = 0
         for reader, columns in self._scored(ablated):
-            yield reader, flat[at : at + 2 * columns].reshape(2, columns)
-            at += 2 * columns
+            yield reader, flat[at : at + 3 * columns].reshape(3, columns)
+            at += 3 * columns
 
     def _add(self, reader: Reader, above: Tensor, below: Tensor, masks: Tensor | None) -> None:
         """above, below: (rows,). masks: (rows, size) bool, or None if all rows ablate the same channels."""
-        pair = torch.stack([above, below])
+        parts = [above, below]
         if self.ratio == "example":
             # The relative damage of a zero output is infinite, unless the output does not change.
             ratio = above / below.clamp(min=torch.finfo(below.dtype).tiny)
             known = ((below > 0) | (above == 0)) & ratio.isfinite()
-            pair = torch.stack([torch.where(known, ratio, 0.0), known.double()])
-        sums = pair.sum(1, keepdim=True) if masks is None else pair @ masks.double()
+            parts = [torch.where(known, ratio, 0.0), known.double()]
+        rows = torch.stack([*parts, torch.ones_like(above)])
+        sums = rows.sum(1, keepdim=True) if masks is None else rows @ masks.double()
         self._sums.setdefault(reader.key, []).append(sums)
 
 
@@ -181,6 +206,24 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
         for p in module._parameters.values():
             if p is not None:
                 found.setdefault(id(p), []).append(path)
+    return found
+
+
+def _outputs(
+    model: nn.Module, groups: Iterable[ChannelGroup], layers: set[str]
+) -> dict[str, tuple[int, list[tuple[str, Array]]]]:
+    """For each of these layers that makes channels of the groups, the number of its outputs, and which ones are a group's
+    channels: (group, (size, m))."""
+    found: dict[str, tuple[int, list[tuple[str, Array]]]] = {}
+    for group in groups:
+        for slot in group.slots:
+            for layer in layers.intersection(slot.owners) if slot.produces else ():
+                module, index = model.get_submodule(layer), slot.index
+                if isinstance(module, _ConvTransposeNd):
+                    index = _in_each(module.groups, module.out_channels // module.groups, index)
+                size = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+                assert isinstance(size, int)
+                found.setdefault(layer, (size, []))[1].append((group.name, index))
     return found
 
 
@@ -212,12 +255,15 @@ def _inputs(module: nn.Module, axis: int, index: np.ndarray) -> np.ndarray | Non
     if isinstance(module, _ConvNd):
         if axis != 1:
             return None
-        each = module.in_channels // module.groups  # each group of a grouped convolution reads its own slice
-        steps = np.arange(module.groups)[:, None] * each
-        return (steps[None] + index[:, None, :]).reshape(len(index), -1)
+        return _in_each(module.groups, module.in_channels // module.groups, index)
     if isinstance(module, nn.Linear):
         return index if axis == 1 else None
     return None
+
+
+def _in_each(groups: int, each: int, index: Array) -> Array:
+    """Channels of a grouped convolution, each of whose groups has its own slice of so many: (size, m) → (size, groups · m)."""
+    return (np.arange(groups)[:, None] * each + index[:, None, :]).reshape(len(index), -1)
 
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)

@@ -146,9 +146,13 @@ class BinaryFilterSearch:
         self._start()
 
     def drop(self, filters: Array) -> None:
-        """Prune these filters, which the search did not pick. It continues in what is left of its search space."""
+        """Prune these filters, which the search did not pick. It continues in what is left of its search space, with a new step
+        if that or its halves are smaller: damages of halves of another size do not compare."""
+        space, half = self.space, self.half
         self._prune(filters)
-        self.space = self.space[self.alive[self.space]]
+        self.space = space[self.alive[space]]
+        if len(self.space) < len(space) or self.half < half:
+            self._clear()
         if self.half < 1:
             self._start()
 

@@ -7,11 +7,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from secateurs.errors import Setting
+from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import Taught
 from secateurs.training import Recipe
 from secateurs.training.recipe import PRECISION
+
+# Sec. 4.2: VGG-16 on CIFAR-10, and AlexNet and ResNets on ImageNet. The paper does not say how long a search may take at most;
+# the released code, 600 epochs.
+PAPER: Mapping[str, Any] = {
+    "search_cost": 20_000, "theta": 0.01, "theta_growth": 1, "halves": "batch", "lr": 1e-3, "epochs": 600
+}  # fmt: skip
 
 
 class Settings(Taught):
@@ -20,18 +26,24 @@ class Settings(Taught):
     knob = "theta"
     most = 4
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"search_cost": 8000, "theta_growth": 1, "halves": "batch", "lr": 1e-3, "epochs": 600}  # sec. 4.2
+        "paper": PAPER,
+        "vgg16": PAPER,
+        "alexnet": {**PAPER, "search_cost": 4000, "theta": 0.02},
+        "resnet": {**PAPER, "search_cost": 8000, "theta": 0.02},
     }
 
     search_cost: int | None = Field(
         default=None,
         ge=1,
-        description="φ: batches per search step; default: a hundredth of the training, but enough for 128 random halves",
+        description="φ: batches per search step; default: a hundredth of the training, but enough for 128 random halves: "
+        "128 batches at least if each has one half",
     )
     halves: Literal["example", "batch"] = Field(
         default="example", description="what a random half is drawn for: each example, or each batch"
     )
-    theta: float = Field(default=0.01, ge=0, le=10, description="θ: damage below which filters are pruned")
+    theta: float = Field(
+        default=0.01, ge=0, le=10, description="θ: damage below which filters are pruned; not 0 with a budget"
+    )
     theta_growth: float = Field(
         2.0,
         ge=1,
@@ -52,6 +64,15 @@ class Settings(Taught):
         default=1, ge=1, description="stop after this many sweeps of restarts in which no layer can be pruned"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description=PRECISION)
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        if self.theta == 0 and task.budget is not None:
+            raise ConfigError(
+                Setting("theta", self.theta, type(self)),
+                " never prunes, and grows by no factor: all that the budget requires would be cut at the end.",
+                hint=("Set a small one, such as ", Setting("theta", 1e-4, type(self)), "."),
+            )
 
     def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
         found: dict[str, tuple[object, ...]] = {}

@@ -12,7 +12,9 @@ the preference ``s(k, k)`` determines it, and EPruner sets it to ``beta`` times 
 ``affinity="precomputed", random_state=0``: the same damping, stopping rule (exemplars unchanged for 15 iterations),
 tie-breaking noise, refinement of each exemplar to the medoid of its cluster, and result when all
 points are alike; only if scikit-learn finds no exemplar do we return the medoid of all points. With
-``convergence=None`` the algorithm is the EPruner paper's: all 200 iterations, then equation 10, no refinement.
+``convergence=None`` the algorithm is the EPruner paper's: all 200 iterations, then equation 10, no refinement. Only its
+equation 5, a self-responsibility without availabilities, is not: it has the form of equation 4, as in Frey and Dueck's
+algorithm and in EPruner's released code.
 
 **Ties.** Two symmetric filters would swap roles forever. scikit-learn breaks the symmetry with noise in
 the last bit of every similarity, drawn from a seeded generator: we draw the same numbers. They are only significant in

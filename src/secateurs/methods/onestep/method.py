@@ -34,7 +34,8 @@ log = logging.getLogger("secateurs")
 PAPER: Mapping[str, Any] = {  # sec. 4.1, on CIFAR-10
     "lam": 1.0, "lr": 1e-5, "epochs": 15, "ranking": "global", "prior": 0.0, "cost": 0.0, "distil": 0.0
 }  # fmt: skip
-MEASURED = 10  # steps in which the size of the gradient is measured
+MEASURED = 3  # steps in which the size of the gradient is measured …
+LOWERED = 0.02  # … with every |β| lower than one by this much: at one, the distance from the original has no gradient
 FIRST = 0.01  # λ of the first step, when nothing is measured
 
 
@@ -66,7 +67,7 @@ class OneStep(Taught):
         default=None,
         gt=0,
         le=1000,
-        description="λ of eq. 3; by default `strength` times the mean |∂loss/∂β| at the start",
+        description="λ of eq. 3; by default `strength` times the mean |∂loss/∂β|, with every |β| a little below one",
     )
     strength: float = Field(
         default=3.0, gt=0, le=1000, description="λ as a multiple of the gradient's size, if lam is not set"
@@ -199,6 +200,8 @@ class OneStepPruner(Pruner):
         part = self.wrapped.get("beta")
         beta = (self.importance if part is None else part.net)(self._some.to(self.importance.offset))
         if self.measuring and beta.requires_grad:
+            # Where β is after some steps depends on the learning rate, and so on the length of the run.
+            beta = beta + (1 - LOWERED - beta).detach()
             beta.register_hook(self._measure)
         self.gates.flat(beta)
 
@@ -250,7 +253,7 @@ class OneStepPruner(Pruner):
             # Averaged before they are divided: processes with more rows weigh more.
             slope, scale = self.mean(self._slope), self.mean(torch.tensor(self._scale))
             size = float((slope / scale.to(slope)).abs().mean())
-            # float16 may have overflowed: that step was skipped. Before the first step the original's outputs are met exactly.
+            # float16 may have overflowed: that step was skipped. A loss that no β changes tells nothing about λ.
             if math.isfinite(size) and size > 0:
                 self.slopes.append(size)
 

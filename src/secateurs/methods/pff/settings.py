@@ -93,7 +93,9 @@ class Settings(Taught):
         le=1,
         description="fraction of the training in the final shape, after units to cut have been faded out",
     )
-    floor: float = Field(default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps")
+    floor: float = Field(
+        default=0.02, ge=0, lt=1, description="minimum fraction of its stripes that every layer keeps, one at least"
+    )
     skeleton: Literal["stripe", "position"] = Field(
         default="stripe",
         description="one value per filter and position, or (shape-wise) per position of a layer",
@@ -136,7 +138,13 @@ class Settings(Taught):
                 if self.alpha is None
                 else (Setting("alpha", self.alpha, type(self)), " is constant")
             )
-            own = {"cost": bool(self.cost), "limit": self.limit is not None, "arrive": True, "fixed": True}
+            own = {
+                "cost": bool(self.cost),
+                "limit": self.limit is not None,
+                "arrive": True,
+                "fixed": True,
+                "hold": True,
+            }
             found |= {name: alpha for name, sets in own.items() if sets}
         elif not self.weighs(task) and self.cost:
             found["cost"] = (Setting("prior", "none", type(self)), " compares values as they are")
