@@ -66,6 +66,7 @@ def test_a_time_that_the_network_already_takes_is_no_limit() -> None:
     with pytest.raises(BudgetError, match=r"ms=499\.0.*cannot be met"):
         Budget(ms=499.0).check(base, cut)
     assert not Budget(latency=1.0).allows(cut, base)
+    assert Budget(ms=1e6).limits(base).latency == 0.5  # what rounds and reports go by
 
 
 @pytest.mark.parametrize(

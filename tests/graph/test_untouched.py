@@ -21,6 +21,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import secateurs as sc
 from secateurs.graph.copies import copied
+from secateurs.graph.runs import Runs
 from tests.networks import fraction, image
 
 
@@ -308,6 +309,40 @@ def test_what_the_code_has_cached_is_found_whatever_it_is_cached_by(key: Any) ->
     assert not graph["b"].prunable
     plan = graph.plan({"a": [0, 1]})
     assert sc.verify(model, plan, image()) < 1e-5
+
+
+def test_a_cached_tensor_that_is_replaced_on_another_device() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)
+            self.bias, self.twice = nn.Parameter(torch.rand(8, 1, 1)), torch.zeros(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(self.twice) == 0 or self.twice.device != x.device:
+                self.twice = self.bias * 2
+            return self.c(self.b(self.a(x)) + self.twice)
+
+    model = Cached().eval()
+    with torch.no_grad():
+        model(image())
+    graph = sc.trace(model, image())
+    assert graph["a"].prunable
+    assert not graph["b"].prunable
+
+
+def test_tensors_that_the_code_only_reads_do_not_need_real_runs() -> None:
+    class Weighted(Base):
+        weights = torch.ones(10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(self.weights) == 10
+            return super().forward(x)
+
+    runs = Runs(Weighted().eval(), image())
+    runs.follow()
+    assert runs.state.has_constants
+    assert runs.meta
 
 
 @functools.lru_cache

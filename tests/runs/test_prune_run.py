@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -54,6 +55,21 @@ def test_a_module_with_data_of_ones_own(tmp_path: Path) -> None:
                              "top5": result.after.top5, "loss": result.after.loss, "metrics": {}}  # fmt: skip
     assert card["recover"]["epochs"] == 2
     assert card["seconds"] == result.seconds
+
+
+def test_without_validation_data(tmp_path: Path) -> None:
+    def run(name: str, **settings: Any) -> sc.PruneRun:
+        settings = {"method": "l1", "budget": sc.Budget(macs=0.5), "device": "cpu", **settings}
+        return sc.PruneRun(classifier(), sc.Data(batches(3)), tmp_path / name, **settings)
+
+    result = run("task", task="classification", seed=np.int64(3)).start()
+    assert result.after.top1 is None
+    for check in (run("own", metrics={"mine": len}).check, run("own", metrics={"mine": len}).start):
+        with pytest.raises(sc.ConfigError, match=r"metrics=\('mine',\) are measured on validation data"):
+            check()
+    with pytest.raises(sc.ConfigError, match=r"seed=2\.5 is not a valid seed"):
+        run("seed", seed=2.5).check()
+    assert not (tmp_path / "own").exists()
 
 
 @pytest.mark.parametrize("calibrate", [True, False])

@@ -76,7 +76,7 @@ class Runs:
             with suppress(Exception):  # the model may need values, which meta tensors do not have
                 found = run()
                 # A tensor that the code has cached by its device is not found by this one: it is computed and cached again.
-                if not (self.state.has_constants and self.state.changed):
+                if not (self.state.has_constants and self.state.cached):
                     return found
             self.meta = False
         try:

@@ -69,9 +69,8 @@ class State:
                 self._module(module)
                 if self._stack:
                     self._walk()
-        # Whether the code can reach tensors beside the model's parameters and buffers, such as those that it has cached; and
-        # whether it has put anything into dicts and lists, which `restore` notes.
-        self.has_constants, self.changed = bool(self._contents), False
+        self.has_constants = bool(self._contents)  # whether the code can reach tensors that are not the model's
+        self.cached = False  # whether the code has cached anything since then, which `restore` notes
         for other in others:
             self._visit(None, None, other)
             self._walk()
@@ -108,11 +107,11 @@ class State:
                 own.clear()
         for own, before in self._dicts:
             if not _same(own, before):
-                self.changed = True
+                self.cached |= self._caching(own, before)
                 _refill(own, before)
         for sequence, items in self._lists:
             if len(sequence) != len(items) or not all(map(operator.is_, sequence, items)):
-                self.changed = True
+                self.cached |= len(sequence) != len(items)
                 sequence[:] = items
         for owner, name, value in self._variables:
             _put(owner, name, value)
@@ -125,6 +124,13 @@ class State:
                 function.cache_clear()
         for undo in self._undo:
             undo()
+
+    def _caching(self, own: dict[Any, Any], before: dict[Any, Any]) -> bool:
+        """Whether the code has put something new into a dict, or another tensor in place of one that is not the model's."""
+        if (own.keys() ^ before.keys()) - {"forward"}:  # which a run sets itself
+            return True
+        others = [(key, x) for key, x in before.items() if isinstance(x, Tensor) and id(x) not in self.tensors]
+        return any(own[key] is not x for key, x in others)
 
     # -- the walk ------------------------------------------------------------------------------------------------------
 

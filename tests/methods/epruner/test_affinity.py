@@ -188,7 +188,7 @@ class TestThePaper:
         others = 0
         for seed in range(6):
             similar = similarity(cloud(16, 5, seed)[None])
-            own = preferences(similar, 0.5)
+            own = 0.5 * medians(similar)
             found = exemplars(similar, own, convergence=None)[0].tolist()
             assert found == literally(similar[0], own[0])
             others += found != literally(similar[0], own[0], by_5=True)
