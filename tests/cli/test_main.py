@@ -131,3 +131,17 @@ def test_a_reader_that_leaves_early_is_no_failure_to_speak_of():
 
 def test_the_app_is_named_after_its_command():
     assert app.name == ("secateurs",)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ("prune", "zoo:small_cnn", "--macs", 0.5, "--seed", 1.7), ("prune", "zoo:small_cnn", "--rounds=2.5"),
+        ("prune", "zoo:small_cnn", "--align", 8.7), ("prune", "zoo:small_cnn", "--batch-size", 33.6),
+        ("bench", "zoo:small_cnn", "--batch", 1.5), ("demo", "--seed", ".5"), ("compare", "zoo:small_cnn", "--seeds", "-1.5"),
+    ],
+)  # fmt: skip
+def test_integers_are_not_rounded(run, tokens):
+    ran = run(*tokens)
+    assert ran.status == 2
+    assert re.fullmatch(r"secateurs: --[a-z-]+ -?\d*\.\d is not valid: it must be an integer\.\n", ran.err)

@@ -71,6 +71,7 @@ def test_eight_cells_with_the_same_compute(eight: tuple[sc.Comparison, Path]) ->
 
 
 def test_the_table(eight: tuple[sc.Comparison, Path], tmp_path: Path) -> None:
+    assert "the seeds made no difference" not in eight[0].table()
     found, folder = eight
     lines = found.table().splitlines()
     assert lines[0].split("  ")[0] == "method"
@@ -296,6 +297,7 @@ def test_a_module_travels_between_processes_in_memory(tmp_path: Path) -> None:
     here = sc.compare(model, data=batches(), **options)
     there = sc.compare(model, data=batches(), processes=2, **options)
     assert there.table() == here.table()
+    assert "the seeds made no difference to l2, macs=0.5: nothing is drawn" in here.table()
 
 
 def test_a_metric_of_the_users_own(tmp_path: Path) -> None:

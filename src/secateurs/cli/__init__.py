@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import get_args, get_origin
 
 from cyclopts import App
@@ -130,6 +132,7 @@ class _Spelled(logging.Formatter):
 def _run(tokens: Sequence[str]) -> object:
     """Run one command with the options of its file, if it has one; or print them."""
     command, usual = tokens[0] if tokens else "", app.config
+    _check_integers(command, tokens[1:])
     file, prints = config.named(tokens), config.prints(tokens)
     if (file is None and not prints) or not config.takes(app, command):
         return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
@@ -142,6 +145,27 @@ def _run(tokens: Sequence[str]) -> object:
         return 0
     finally:
         app.config = usual
+
+
+def _check_integers(command: str, tokens: Sequence[str]) -> None:
+    """Raise ConfigError for a fraction where an option takes integers, which cyclopts would round."""
+    if command.startswith("-") or command not in app:
+        return
+    whole = {
+        name
+        for argument in app[command].assemble_argument_collection()
+        for name in argument.names
+        if _has(argument.hint, int) and not _has(argument.hint, float)
+    }
+    words = [part for token in tokens for part in (token.split("=", 1) if token.startswith("--") else [token])]
+    for name, value in pairwise(words):
+        if name in whole and re.fullmatch(r"[+-]?\d*\.\d+", value) and not float(value).is_integer():
+            raise ConfigError(f"{name} {value} is not valid: it must be an integer.")
+
+
+def _has(hint: object, kind: type) -> bool:
+    """Whether an option with this type hint takes values of a kind."""
+    return hint is kind or any(_has(part, kind) for part in get_args(hint))
 
 
 def _is_usage(error: SecateursError) -> bool:

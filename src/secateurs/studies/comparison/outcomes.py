@@ -90,7 +90,8 @@ class Row:
 
     cut, calibrated, recovered: of the figure that is compared, in the table's unit; None where it was not measured. macs,
     params: of the pruned network. passes: the compute, in training passes. seeds: how many are done. failed: what went wrong.
-    warnings: what was said of the results. ran: whether any of its cells was measured, or failed.
+    warnings: what was said of the results. ran: whether any of its cells was measured, or failed. alike: whether several seeds
+    gave the very same figures.
 
     Where the budget limits the time: latency: the fraction of the original's that was measured. ms_before, ms_after:
     milliseconds of one run, of the original and of the pruned network. held: whether the budget holds with all seeds; see
@@ -114,3 +115,4 @@ class Row:
     failed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     ran: bool = True
+    alike: bool = False

@@ -83,6 +83,7 @@ class ComparisonTable:
             plain(lambda f: f["passes"]), plain(lambda f: f["seconds"]),
             timed("ratio"), timed("before", 1000), timed("after", 1000), next((h for h in get_args(Held) if h in held), None),
             failed, told, any(c.ran for c in cells),
+            len(done) > 1 and all(figures["recovered"] == done[0]["recovered"] for figures in done),
         )  # fmt: skip
 
     def value(self, figures: Mapping[str, Any] | None) -> float | None:
@@ -147,6 +148,11 @@ class ComparisonTable:
         one = ", with one seed or more" if several else ""
         held = {row.held for row in self.rows}
         found += [f"{mark} {told}{one}" for name, (mark, told) in MARKS.items() if name in held]
+        if alike := [f"{row.method}, {row.budget}" for row in self.rows if row.alike]:
+            found.append(
+                f"the seeds made no difference to {report.listing(alike, 3)}: nothing is drawn, and the batches come in a "
+                "fixed order, so the deviation says nothing. A DataLoader with shuffle=True shuffles them."
+            )
         for row in self.rows:
             found += [f"{row.method}, {row.budget}, {line}" for line in (*row.failed, *row.warnings)]
         return tuple(found)
