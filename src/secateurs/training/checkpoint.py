@@ -68,8 +68,12 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """The steps that have checkpoints, ascending."""
-        found = [(_step.fullmatch(p.name), p) for p in self.folder.glob("step-*")]
-        return sorted(int(match[1]) for match, p in found if match and any(os.path.lexists(p / name) for name in FILES))
+        return [step for step in self._folders() if any(os.path.lexists(self.path(step) / name) for name in FILES)]
+
+    def _folders(self) -> list[int]:
+        """The steps that have folders, ascending. One that is removed or not ours may be without a checkpoint."""
+        found = (_step.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
@@ -133,7 +137,7 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Remove all checkpoints, and the folder if nothing else is in it. Ignores what cannot be removed."""
-        for step in self.steps():
+        for step in self._folders():
             _remove(self.path(step))
         self._sweep()
         with contextlib.suppress(OSError):
