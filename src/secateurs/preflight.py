@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, nearest
+from secateurs.errors import ConfigError, Setting, nearest, python
+from secateurs.foreign import suggestion
 from secateurs.graph.inputs import check_model
 from secateurs.graph.wrappers import check_plain
 from secateurs.methods.limits import Bounds
@@ -43,11 +45,24 @@ def check_unknown(unknown: Mapping[str, Any], method: Method, prune: Callable[..
         if name in type(method).model_fields:
             call = f"sc.{type(method).__name__}({name}={value!r})"
             raise ConfigError(f"{name} is a setting of the method {method.name}: pass method={call}.")
+        if name in {f.name for f in fields(Budget) if f.init}:
+            raise ConfigError(f"{name} is a setting of the budget: pass budget=sc.Budget({name}={value!r}).")
+        if there := suggestion(name, _call):
+            raise ConfigError(f"prune has no option {name!r}. {there}")
         known = inspect.signature(prune).parameters.keys() - {"unknown"}
         raise ConfigError(
             f"prune has no option {name!r}. {nearest(name, known)} Options: {', '.join(sorted(known))}. Settings of a method "
             "are passed with it, for example method=sc.L1(ranking=…)."
         )
+
+
+def _call(setting: Setting) -> str:
+    """How an argument of `prune` gives a setting, which may be one of the budget or of the method."""
+    if setting.name == "macs":
+        return "budget=sc.Budget(macs=…)"
+    if setting.name == "align":
+        return "budget=sc.Budget(…, align=…)"
+    return f"method=sc.L2({python(setting)})" if setting.name == "ranking" else python(setting)
 
 
 def traced(
