@@ -85,3 +85,13 @@ def test_what_is_suggested_for_other_libraries_exists() -> None:
         "Pass --macs: the share of the MACs that stays, in place of what goes."
     )
     assert suggestion("unheard_of") is None
+
+
+def test_studies_name_the_options_that_there_are() -> None:
+    model, x = sc.build("zoo:small_cnn"), torch.randn(1, 3, 32, 32)
+    with pytest.raises(ConfigError, match=r"^compare has no option 'epoch'\. Did you mean epochs, .* Options: allow"):
+        sc.compare(model, x, epoch=3)
+    with pytest.raises(ConfigError, match=r"^compare has no option 'ignored_layers'\. Pass exclude=…"):
+        sc.compare(model, x, ignored_layers=[])
+    with pytest.raises(ConfigError, match=r"^sensitivity has no option 'imges'\. Did you mean images"):
+        sc.sensitivity(model, x, imges=3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,16 @@ def check_unknown(unknown: Mapping[str, Any], method: Method, prune: Callable[..
             raise ConfigError(f"{name} is a setting of the budget: pass budget=sc.Budget({name}={value!r}).")
         if there := suggestion(name, _call):
             raise ConfigError(f"prune has no option {name!r}. {there}")
-        known = inspect.signature(prune).parameters.keys() - {"unknown"}
+    check_options(unknown, prune, " Settings of a method are passed with it, for example method=sc.L1(ranking=…).")
+
+
+def check_options(unknown: Iterable[str], function: Callable[..., Any], also: str = "") -> None:
+    """Raise ConfigError for an argument that a function does not have. also: what else to say then."""
+    known = inspect.signature(function).parameters.keys() - {"unknown"}
+    for name in unknown:
+        meant = suggestion(name, known=known) or nearest(name, known)
         raise ConfigError(
-            f"prune has no option {name!r}. {nearest(name, known)} Options: {', '.join(sorted(known))}. Settings of a method "
-            "are passed with it, for example method=sc.L1(ranking=…)."
+            f"{function.__name__} has no option {name!r}. {meant} Options: {', '.join(sorted(known))}.{also}"
         )
 
 

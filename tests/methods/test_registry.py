@@ -125,6 +125,12 @@ def test_names_that_cannot_be_given(name: object) -> None:
     known = sc.methods()
     with pytest.raises(sc.ConfigError, match="is not a valid name of a method: use letters"):
         sc.register(name)
+    with pytest.raises(sc.ConfigError, match=r'as in @sc\.register\("mine"\)\.'):
+
+        @sc.register()
+        class Unnamed(sc.Criterion):
+            pass
+
     assert sc.methods() == known
 
 

@@ -23,7 +23,7 @@ from secateurs.deploy.dynamic import Dynamic, larger, output_names, sides
 from secateurs.deploy.formats import FORMATS, Format
 from secateurs.deploy.inputs import batch_of, batched, images_of
 from secateurs.deploy.int8 import quantize
-from secateurs.devices import check_values
+from secateurs.devices import check_values, moved
 from secateurs.errors import ConfigError, ExportError, SecateursError, Setting, nearest, shown
 from secateurs.files import check_writable, dump_json
 from secateurs.graph.copies import copied
@@ -240,7 +240,7 @@ def _reason(error: Exception) -> str:
 
 
 def _plain(x: Tensor) -> Tensor:
-    x = x.detach().cpu()
+    x = moved(x.detach(), torch.device("cpu"))
     return x.float() if x.is_floating_point() else x
 
 

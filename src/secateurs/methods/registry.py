@@ -37,7 +37,7 @@ M = TypeVar("M", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}
 
 
-def register(name: str) -> Callable[[M], M]:
+def register(name: str = "") -> Callable[[M], M]:
     """Make a method known by name to `sc.prune`, the command line, the demo and `secateurs.testing`, as a decorator.
 
     >>> @sc.register("first")
@@ -57,7 +57,8 @@ def register(name: str) -> Callable[[M], M]:
         raise ConfigError(f'@sc.register needs a name: write @sc.register("{name.__name__.lower()}").')
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is not a valid name of a method: use letters, digits, '-', '_' and '.', and begin with a letter."
+            f"{name!r} is not a valid name of a method: use letters, digits, '-', '_' and '.', and begin with a letter, as in "
+            '@sc.register("mine").'
         )
 
     def decorate(cls: M) -> M:
