@@ -74,7 +74,7 @@ def put(
     The tensors are untrusted: each is compared with the model's own before anything is computed with it. They may include
     non-persistent buffers and extra state.
 
-    values: entries of the state dict that are not tensors, or extra state. mismatch: what to do about weights of another network.
+    values: entries of the state dict that are not tensors, or extra state. mismatch: what to say of another network's weights.
 
     Raises ArtifactError if names, shapes or dtypes differ, for NaNs, for infinite parameters, and for different values
     under several names of one tensor. The model is then unchanged. Also raises it for extra state that a module rejects.
