@@ -249,6 +249,16 @@ class TestDamage:
         with pytest.raises(sc.ArtifactError, match="does not fit"):
             sc.load(saved, model=sc.build("zoo:small_cnn", num_classes=7))
 
+    def test_a_larger_model_of_the_same_family(self, saved: Path) -> None:
+        """Its keys are not to be renamed: nobody wrote the file by hand."""
+        model = sc.build("zoo:small_cnn")
+        model.more = nn.Linear(2, 2)
+        with pytest.raises(
+            sc.ArtifactError, match=r"2 missing: more\.weight.* The artifact is of another network"
+        ) as error:
+            sc.load(saved, model=model)
+        assert "rename" not in str(error.value)
+
     def test_cut_model(self, saved: Path, result: sc.Result) -> None:
         with pytest.raises(sc.PlanError, match="already cut"):
             sc.load(saved, model=result.model)

@@ -28,8 +28,8 @@ from secateurs.budget import exact
         {"params": True},
         {"params": "half"},
         {"macs": 1},
-        {"macs": 60e6},
         {"macs": 1.5},
+        {"macs": 60000.5},
         {"params": np.float64(12.9)},
         {"macs": 0.5, "params": 0},
         {"macs": 0.5, "align": 0},
@@ -48,6 +48,8 @@ def test_nonsense_is_refused(figures: dict[str, Any]) -> None:
         ({"macs": 0.5}, (500, 90)),
         ({"macs": 1.0}, (1000, 90)),
         ({"macs": 700}, (700, 90)),
+        ({"macs": 700.0}, (700, 90)),
+        ({"params": np.float64(2)}, (1000, 2)),
         ({"macs": 5000}, (5000, 90)),
         ({"params": 0.333}, (1000, 29)),
         ({"macs": 0.25, "params": 12}, (250, 12)),
@@ -72,9 +74,9 @@ def test_a_time_that_the_network_already_takes_is_no_limit() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (50.0, "an absolute figure is an integer, macs=50, and a fraction is at most 1.0, macs=0.5"),
-        (60e6, "an absolute figure is an integer, macs=60000000, and a fraction is at most 1.0."),
-        (1.5, "an absolute figure is an integer, macs=2, and a fraction is at most 1.0, macs=0.015."),
+        (37.5, "a fraction is at most 1.0, and an absolute figure is an integer; 37.5 percent are macs=0.375."),
+        (60000.5, "a fraction is at most 1.0, and an absolute figure is an integer, macs=60000."),
+        (1.5, "a fraction is at most 1.0, and an absolute figure is an integer; to keep all, write macs=1.0."),
         (1, "to keep all, write macs=1.0"),
     ],
 )

@@ -25,6 +25,8 @@ from secateurs.errors import (
     Setting,
     a_or_an,
     as_setting,
+    nearest,
+    one_of,
 )
 from secateurs.methods import EPruner, OneStep
 from secateurs.recovery import Distil, Mimic, Recover
@@ -63,6 +65,11 @@ def test_a_setting_is_spelled_as_its_reader_writes_it(setting: Setting, python: 
     assert error.text(option) == f"that {{is}} {here}, which… Try {here}."
     message = Message("that is ", setting)
     assert (message, message.text(option)) == (f"that is {python}", f"that is {here}")
+
+
+def test_suggestions_are_joined_as_a_sentence() -> None:
+    assert nearest("conv", ["conv1", "conv2", "conv3"]) == "Did you mean conv3, conv2 or conv1?"
+    assert [one_of(names) for names in ([], ["a"], ["a", "b"])] == ["", "a", "a or b"]
 
 
 def test_an_error_is_put_in_terms_of_the_caller() -> None:

@@ -143,8 +143,9 @@ class TestInputs:
             (X.permute(0, 2, 3, 1), r"expects \(N, 3, H, W\) but gets .*Channels come first: x\.permute\(0, 3, 1, 2\)"),
             (
                 X.byte(),
-                r"it computes in float32\. Convert them as in its training, for example with x\.float\(\) / 255",
+                r"it gets bytes \(uint8\)\. Scale them as in its training, such as by x\.float\(\) / 255",
             ),
+            (X.long(), r"it computes in float32\. Convert them as in its training, for example with x\.float\(\)\."),
             (X[:, :1], r"layer '0' \(Conv2d\) expects \(N, 3, H, W\) but gets \(6, 1, 8, 8\)"),
         ],
         ids=lambda x: type(x).__name__,
@@ -170,6 +171,23 @@ class TestInputs:
                 sc.TraceError, match=r"^The example inputs are .*: pass a tensor of the shape that the net"
             ):
                 function()
+
+    def test_without_values(self, tmp_path: Path) -> None:
+        model, inputs = classifier(), X.to("meta")
+        plan = sc.trace(model, X).plan({})
+        for function in (
+            lambda: sc.trace(model, inputs),
+            lambda: sc.count(model, inputs),
+            lambda: sc.prune(model, inputs, "l1", sc.Budget(macs=0.5)),
+            lambda: sc.verify(model, plan, inputs),
+            lambda: sc.bench(model, model, inputs),
+            lambda: sc.export(model, tmp_path / "x.pt2", inputs),
+        ):
+            with pytest.raises(
+                sc.ConfigError, match=r"^The example inputs are on the meta .* such as torch\.randn\(6, 3, 8, 8\)\."
+            ):
+                function()
+        assert sc.count(model.to("meta"), inputs).macs  # shapes are all that it takes
 
     @pytest.mark.parametrize("scale", [1.0, 1 / 255, 0.9])
     def test_images_as_files_have_them(self, scale: float, caplog: pytest.LogCaptureFixture) -> None:
@@ -273,6 +291,16 @@ class TestNetworks:
     def test_what_prune_returns_is_not_a_network(self, call: Any, tmp_path: Path) -> None:
         with pytest.raises(sc.TraceError, match=r"not a Result: pass its network, result\.model"):
             call(prune(classifier()), tmp_path)
+
+    @pytest.mark.parametrize(
+        "call", [sc.apply, sc.cut_, sc.mask, lambda m, p: sc.verify(m, p, X)], ids=["apply", "cut_", "mask", "verify"]
+    )
+    def test_what_takes_a_plan(self, call: Any) -> None:
+        result = prune(classifier())
+        with pytest.raises(sc.PlanError, match=r"^a Result is not a plan: pass its plan, result\.plan\.$"):
+            call(classifier(), result)
+        with pytest.raises(sc.TraceError, match=r"not a Plan: the model comes first, and then the plan\.$"):
+            call(result.plan, classifier())
 
     @pytest.mark.parametrize(
         "call",

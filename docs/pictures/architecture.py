@@ -46,6 +46,7 @@ WHAT = {
     "importing": "code by name",
     "errors": "what users see",
     "keywords": "wrong arguments",
+    "foreign": "names of other libraries",
     "proposed": "a study's limits",
     "version": "of this package",
     "caching": "values computed once",

@@ -156,7 +156,7 @@ def prune(
         report = Reporter(progress).line if budget is not None and budget.is_timed else lambda line: None
     limits = Limits(exclude, only, ratios, min_channels, max_cut).named(model)
     division = Rounds(rounds, schedule)
-    if recover is not None and not isinstance(recover, Phase | list | tuple):
+    if recover is not None and not isinstance(recover, Phase | list | tuple | type):
         raise ConfigError(
             f"recover={recover!r} is not a valid recovery: pass a recipe such as sc.Recover(epochs=3), or a list of recipes."
         )

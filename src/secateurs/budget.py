@@ -26,7 +26,7 @@ LOOSE = (
 @explained(BudgetError, {"flops": FLOPS, "FLOPs": FLOPS})
 @dataclass(frozen=True, repr=False)
 class Budget:
-    """What may stay: a float up to 1.0 is a fraction, an integer an absolute figure. `Budget(macs=0.5)`,
+    """What may stay: a float up to 1.0 is a fraction, an integer an absolute figure (so is 60e6). `Budget(macs=0.5)`,
     `Budget(params=2_000_000)`, `Budget(latency=0.6, target="onnxruntime")`; with several figures, all of them hold.
 
     align: kept widths are multiples of this many channels. A group of a size that is none may also stay whole; one with
@@ -71,7 +71,7 @@ class Budget:
         for name in (*COUNTS, "latency", "ms"):  # NumPy's numbers are no JSON
             value = getattr(self, name)
             if value is not None:
-                put(self, name, int(value) if isinstance(value, Integral) else float(value))
+                put(self, name, int(value) if _is_figure(value) and name in COUNTS else float(value))
         if self.align is None:
             put(self, "align", "auto" if self.is_timed else 1)
         if self.align != "auto" and (
@@ -214,7 +214,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_figure(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 1
+    return _is_number(value) and bool(2 <= value < math.inf) and bool(value == int(value))
 
 
 def _is_fraction(value: Any) -> bool:
@@ -225,13 +225,13 @@ def _readings(name: str, value: Any) -> tuple[object, ...]:
     """The readings of an invalid value, for the message."""
     if isinstance(value, Integral) and not isinstance(value, bool) and value == 1:
         return "an integer is an absolute figure; to keep all, write ", Setting(name, 1.0)
-    if isinstance(value, Real) and not isinstance(value, bool) and 1 < (figure := float(value)) < math.inf:
-        meant = (
-            "an absolute figure is an integer, ",
-            Setting(name, max(2, int(figure))),
-            ", and a fraction is at most 1.0",
-        )
-        return (*meant, ", ", Setting(name, figure / 100)) if figure <= 100 else meant
+    if _is_number(value) and 1 < (figure := float(value)) < math.inf:
+        rule = "a fraction is at most 1.0, and an absolute figure is an integer"
+        if figure < 2:
+            return f"{rule}; to keep all, write ", Setting(name, 1.0)
+        if figure <= 100:
+            return f"{rule}; {figure:g} percent are ", Setting(name, figure / 100)
+        return f"{rule}, ", Setting(name, int(figure))
     return ("give a fraction, a float up to 1.0, or an absolute figure, an integer",)
 
 

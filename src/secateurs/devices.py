@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.errors import ConfigError, Setting
 
@@ -92,6 +92,17 @@ def check_values(model: nn.Module) -> None:
         raise ConfigError(
             "The model is on the meta device and has no values: materialize it and load its weights first."
         )
+
+
+def moved(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """An example input on this device, in this dtype if it is one. Raises ConfigError for one on the meta device, which has no
+    values that could be moved."""
+    if x.is_meta and device.type != "meta":
+        raise ConfigError(
+            "The example inputs are on the meta device and have no values: pass a tensor that has them, such as "
+            f"torch.randn{tuple(x.shape)}."
+        )
+    return x.to(device, dtype)
 
 
 def channels_last_(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from secateurs.errors import SecateursError, nearest
+from secateurs.foreign import suggestion
 
 C = TypeVar("C", bound=type)
 
@@ -42,6 +43,7 @@ def _said(
     known = [name for name in signature.parameters if name != "self"]
     for name in given:
         if name not in known:
-            return (f"{what} has no {name}. {advice.get(name) or nearest(name, known)}",)
+            said = advice.get(name) or suggestion(name, known=known) or nearest(name, known)
+            return (f"{what} has no {name}. {said}",)
     message = str(wrong)
     return (f"{what}: {message}. Its arguments are: {', '.join(known)}.",)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.devices import channels_last_, check_one_device, device_of
+from secateurs.devices import channels_last_, check_one_device, device_of, moved
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import map_tensors
@@ -88,5 +88,5 @@ def _float32(model: nn.Module) -> nn.Module:
 
 def _converted(inputs: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     return map_tensors(
-        lambda x: x.to(device, dtype if dtype is not None and x.is_floating_point() else x.dtype), inputs
+        lambda x: moved(x, device, dtype if dtype is not None and x.is_floating_point() else x.dtype), inputs
     )

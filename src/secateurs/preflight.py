@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, nearest
+from secateurs.errors import ConfigError, Setting, nearest, python
+from secateurs.foreign import suggestion
 from secateurs.graph.inputs import check_model
 from secateurs.graph.wrappers import check_plain
 from secateurs.methods.limits import Bounds
@@ -43,11 +45,30 @@ def check_unknown(unknown: Mapping[str, Any], method: Method, prune: Callable[..
         if name in type(method).model_fields:
             call = f"sc.{type(method).__name__}({name}={value!r})"
             raise ConfigError(f"{name} is a setting of the method {method.name}: pass method={call}.")
-        known = inspect.signature(prune).parameters.keys() - {"unknown"}
+        if name in {f.name for f in fields(Budget) if f.init}:
+            raise ConfigError(f"{name} is a setting of the budget: pass budget=sc.Budget({name}={value!r}).")
+        if there := suggestion(name, _call):
+            raise ConfigError(f"prune has no option {name!r}. {there}")
+    check_options(unknown, prune, " Settings of a method are passed with it, for example method=sc.L1(ranking=…).")
+
+
+def check_options(unknown: Iterable[str], function: Callable[..., Any], also: str = "") -> None:
+    """Raise ConfigError for an argument that a function does not have. also: what else to say then."""
+    known = inspect.signature(function).parameters.keys() - {"unknown"}
+    for name in unknown:
+        meant = suggestion(name, known=known) or nearest(name, known)
         raise ConfigError(
-            f"prune has no option {name!r}. {nearest(name, known)} Options: {', '.join(sorted(known))}. Settings of a method "
-            "are passed with it, for example method=sc.L1(ranking=…)."
+            f"{function.__name__} has no option {name!r}. {meant} Options: {', '.join(sorted(known))}.{also}"
         )
+
+
+def _call(setting: Setting) -> str:
+    """How an argument of `prune` gives a setting, which may be one of the budget or of the method."""
+    if setting.name == "macs":
+        return "budget=sc.Budget(macs=…)"
+    if setting.name == "align":
+        return "budget=sc.Budget(…, align=…)"
+    return f"method=sc.L2({python(setting)})" if setting.name == "ranking" else python(setting)
 
 
 def traced(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from secateurs.errors import ConfigError, Setting, complaint, nearest
+from secateurs.errors import ConfigError, Setting, complaint, nearest, one_of
 from secateurs.grammar import kinds, written
 
 P = TypeVar("P", bound="Presets")
@@ -68,7 +68,7 @@ def _text(field: FieldInfo | None, items: list[Any]) -> str:
         wrong = {item["loc"][1]: item for item in reversed(items) if len(item["loc"]) > 1}
         valid = [noun for kind in reversed(wrong) for noun in _nouns(wrong[kind])]
         if valid:
-            return f"must be {' or '.join(filter(None, [', '.join(valid[:-1]), valid[-1]]))}"
+            return f"must be {one_of(valid)}"
     return complaint(first) if len(first["loc"]) < 2 else f"{first['input']!r} {complaint(first)}"
 
 

@@ -193,10 +193,10 @@ FILES = ("there is no such file", "no folder /nowhere", "7 outputs and the data 
         (("--macs", "-1"), "--macs -1 is not a valid budget"),
         (
             ("--macs", "1.5"),
-            "--macs 1.5 is not a valid budget: an absolute figure is an integer, --macs 2, and a fraction is at most 1.0, "
-            "--macs 0.015.",
+            "--macs 1.5 is not a valid budget: a fraction is at most 1.0, and an absolute figure is an integer; to keep "
+            "all, write --macs 1.",
         ),
-        (("--params", "1.5"), "--params 1.5 is not a valid budget: an absolute figure is an integer, --params 2"),
+        (("--params", "1.5"), "--params 1.5 is not a valid budget: a fraction is at most 1.0"),
         (("--then", "pff:1.5"), "--then pff:1.5: --macs 1.5 is not a valid budget"),
         (("--macs", "50"), "50 percent are --macs 0.5."),
         (("--weights", "nowhere.safetensors"), "there is no such file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -427,9 +428,55 @@ def test_what_is_no_place_for_a_file(tmp_path: Path) -> None:
         sc.export(network(), tmp_path / "a.pt2", X[:0])
 
 
+class _Chooses(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y * 2 if y.sum() > 0 else y
+
+
+class _Eigen(_Chooses):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return torch.linalg.eigvals(y @ y.mT).real
+
+
+class _OfTwo(_Chooses):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y.flatten(1) if x.shape[0] == 2 else y.flatten(1)[:, :3]
+
+
+@onnx
+@pytest.mark.parametrize(
+    ("network", "suffix", "cause"),
+    [
+        (_Chooses, ".onnx", r"GuardOnDataDependentSymNode: Could not guard on data-dependent expression"),
+        (_Eigen, ".onnx", r"DispatchError: No ONNX function found for .*linalg_eig"),
+        (_Chooses, ".pt2", r"GuardOnDataDependentSymNode: Could not guard on data-dependent expression"),
+    ],
+)
+def test_what_an_exporter_cannot_do_is_said_without_its_advice(
+    network: type[nn.Module], suffix: str, cause: str, tmp_path: Path
+) -> None:
+    with pytest.raises(sc.ExportError, match=f"cannot be exported to .*: {cause}") as error:
+        sc.export(network().eval(), tmp_path / f"x{suffix}", X)
+    assert not re.search(r"dynamic_batch|GitHub|pytorch\.org|run with", str(error.value))
+
+
+def test_a_fixed_batch_is_suggested_where_it_may_help(tmp_path: Path) -> None:
+    with pytest.raises(sc.ExportError, match=r"Constraints violated \(batch\)!?\. .*dynamic_batch=False\.$"):
+        sc.export(_OfTwo().eval(), tmp_path / "x.pt2", X)
+
+
 def test_a_reason_is_not_the_place_of_an_error() -> None:
     text = "Exception from src/core.cpp:117:\nCheck 'x' failed at src/node.cpp:108:\nUnexpected: no dynamic rank\n"
     assert _reason(RuntimeError(text)) == "RuntimeError: Unexpected: no dynamic rank"
+    steps = "Failed. Next steps:\n- Create an issue in the PyTorch GitHub repository\n\n## Summary\n\n<class 'X'>: it is odd"
+    assert _reason(RuntimeError(steps)) == "RuntimeError: <class 'X'>: it is odd"
     assert _reason(RuntimeError("alone:")) == "RuntimeError: alone:"
     assert _reason(RuntimeError()) == "RuntimeError: no reason given"
 

@@ -158,7 +158,9 @@ def test_scores_that_are_not_finite() -> None:
     model = two_layers(1.0)
     with torch.no_grad():
         model[1].weight[0, 0] = float("nan")
-    with pytest.raises(sc.ConfigError, match=r"l1 returned scores for .* not finite"):
+    with pytest.raises(
+        sc.ConfigError, match=r"l1 returned scores for .* not finite: check the weights, and .* infinities\.$"
+    ):
         cut(model, sc.L1())
 
 

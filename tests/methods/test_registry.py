@@ -125,6 +125,12 @@ def test_names_that_cannot_be_given(name: object) -> None:
     known = sc.methods()
     with pytest.raises(sc.ConfigError, match="is not a valid name of a method: use letters"):
         sc.register(name)
+    with pytest.raises(sc.ConfigError, match=r'as in @sc\.register\("mine"\)\.'):
+
+        @sc.register()
+        class Unnamed(sc.Criterion):
+            pass
+
     assert sc.methods() == known
 
 
@@ -169,12 +175,30 @@ def test_a_subclass_of_a_built_in_method_has_a_name_of_its_own() -> None:
         ("magnitude", "l2 or l1"), ("Network-Slimming", "bn-scale"), ("slimming", "bn-scale"),
         ("geometric median", "fpgm or epruner"), ("Hessian", "fisher"),
         ("bn_scale", "bn-scale"), ("EPruner", "epruner"), ("One-Step", "onestep"), ("eprunr", "epruner"),
+        ("GroupMagnitudeImportance", "group-l2 or group-l1"), ("GroupNormPruner", "group-l2 or group-l1"),
+        ("tp.importance.MagnitudeImportance", "l2 or l1"), ("TaylorImportance", r"taylor\?"),
+        ("GroupTaylorImportance", r"group-taylor\?"), ("BNScaleImportance", "bn-scale"), ("HessianImportance", "fisher"),
+        ("GroupHessianImportance", "fisher"), ("LAMPImportance", "lamp"), ("FPGMImportance", "fpgm"),
+        ("RandomImportance", "random"), ("BNScalePruner", "bn-scale"), ("L1NormPruner", "l1"),
         ("thinet", r"damage\? ThiNet's least squares are a recovery, sc.Reconstruct"),
     ],
 )  # fmt: skip
 def test_names_that_others_use_find_the_method(name: str, meant: str) -> None:
     with pytest.raises(sc.ConfigError, match=rf"There is no method '{name}'\. Did you mean {meant}"):
         resolve(name)
+
+
+def test_an_importance_of_torch_pruning_is_told_by_which_name_ours_goes() -> None:
+    kind = type(
+        "GroupMagnitudeImportance", (), {"__module__": "torch_pruning.importance", "__call__": lambda self: None}
+    )
+    for method in (kind(), kind, type("Mine", (kind,), {"name": "mine"})()):
+        with pytest.raises(
+            sc.ConfigError, match=r"is not a method: it is torch-pruning's, .*See docs/migration\.md\.$"
+        ):
+            resolve(method)
+    with pytest.raises(sc.ConfigError, match=r"Did you mean group-l2 or group-l1\?"):
+        resolve(kind())
 
 
 def test_other_names_lead_to_methods_that_there_are() -> None:

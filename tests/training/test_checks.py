@@ -59,8 +59,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "a video": ((X[:, None], Y), r"with inputs \(4, 1, 3, 8, 8\) float32: layer '0' \(Conv2d\) expects"),
     "larger images": ((torch.randn(4, 3, 16, 16), Y), r"layer '6' \(Linear\) expects 256 features but gets \(4, 1024\)\. "
                       "The usual cause is images of another size"),
-    "uint8": ((IMAGES, Y), r"does not fit the model, with inputs \(4, 3, 8, 8\) uint8: it computes in float32\. Convert "
-              r"them as in its training, for example with x\.float\(\) / 255"),
+    "uint8": ((IMAGES, Y), r"does not fit the model, with inputs \(4, 3, 8, 8\) uint8: it gets bytes \(uint8\)\. Scale "
+              r"them as in its training, such as by x\.float\(\) / 255"),
     "int64": ((IMAGES.long(), Y), r"inputs \(4, 3, 8, 8\) int64: it computes in float32.*with x\.float\(\)\."),
     "NaN": ((with_nan(), Y), r"2 of 768 values of its inputs are NaN or infinite"),
     "NaN targets": ((X, torch.full((4, 4), torch.nan)), r"16 of 16 values of its targets are NaN or infinite"),

@@ -116,7 +116,8 @@ def restore_(
     if missing := [key for key in own if _is_extra(key) and key not in values and key not in plain]:
         raise ArtifactError(f"{shown(card)} does not fit this model: it has no state of {_called(missing[0])}.")
     _make_room(model, plain)
-    put(model, plain, Path(path), "the network that the plan leaves", values)
+    other = "The artifact is of another network than this one."
+    put(model, plain, Path(path), "the network that the plan leaves", values, other)
 
 
 def _state_dict(model: nn.Module) -> dict[str, Any]:

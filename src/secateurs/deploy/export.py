@@ -23,7 +23,7 @@ from secateurs.deploy.dynamic import Dynamic, larger, output_names, sides
 from secateurs.deploy.formats import FORMATS, Format
 from secateurs.deploy.inputs import batch_of, batched, images_of
 from secateurs.deploy.int8 import quantize
-from secateurs.devices import check_values
+from secateurs.devices import check_values, moved
 from secateurs.errors import ConfigError, ExportError, SecateursError, Setting, nearest, shown
 from secateurs.files import check_writable, dump_json
 from secateurs.graph.copies import copied
@@ -33,6 +33,8 @@ from secateurs.stripes import StripeConv
 from secateurs.surgery.compare import disagreement
 
 Order = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+# Errors of exporters that fixed axes do not help against: a value that decides, and an op that is not known.
+ANY_SHAPE = frozenset({"GuardOnDataDependentSymNode", "DispatchError", "UnsupportedOperatorError"})
 AGREEMENT = 1e-4  # relative difference of a file's outputs from the network's
 
 
@@ -200,8 +202,10 @@ def _write(
     except ExportError:
         raise
     except Exception as error:  # whatever exporters raise
+        cause = _cause(error)
         raise ExportError(
-            f"{type(network).__name__} cannot be exported to {format.name}: {_reason(error)}.", hint=dynamic.hint
+            f"{type(network).__name__} cannot be exported to {format.name}: {_reason(cause)}.",
+            hint=() if type(cause).__name__ in ANY_SHAPE else dynamic.hint,
         ) from error
 
 
@@ -231,16 +235,27 @@ def _disagreement(
     return max(disagreement(a, b, "original") for a, b in pairs)
 
 
-def _reason(error: Exception) -> str:
-    """Return 'RuntimeError: the first line of its message', skipping lines that only introduce the next one."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colors
+def _cause(error: BaseException) -> BaseException:
+    """Return what PyTorch's ONNX exporter wraps in errors of its own, whose first lines are advice for its developers."""
+    while type(error).__module__.startswith("torch.onnx") and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """Return 'RuntimeError: the first line of its message', skipping lines that only introduce the next one, lists of next
+    steps, and how to log more."""
+    plain = re.sub(r"\x1b\[[0-9;]*m| For more information, run with .*", "", str(error))  # the first are colors
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    told = next((line for line in lines if not line.endswith(":")), (lines or ["no reason given"])[0])
+    told = next(
+        (line for line in lines if not (line.endswith(":") or line.startswith(("- ", "#")))),
+        (lines or ["no reason given"])[0],
+    )
     return f"{type(error).__name__}: {told[:300].rstrip('.')}"
 
 
 def _plain(x: Tensor) -> Tensor:
-    x = x.detach().cpu()
+    x = moved(x.detach(), torch.device("cpu"))
     return x.float() if x.is_floating_point() else x
 
 

@@ -24,8 +24,11 @@ def fault(error: Exception, model: nn.Module, inputs: Any) -> str:
     first = next(iter(tensors(inputs)), None)
     what, seen, own = called(name, layer), first if got is None else got, dtypes(model)
     if len(own) == 1 and seen is not None and not (seen.is_floating_point() or seen.is_complex()):
-        scale = "x.float() / 255 for images in [0, 1]" if seen.dtype == torch.uint8 else "x.float()"
-        return f"it computes in {_short(own.pop())}. Convert them as in its training, for example with {scale}."
+        if seen.dtype == torch.uint8:
+            return (
+                "it gets bytes (uint8). Scale them as in its training, such as by x.float() / 255 for images in [0, 1]."
+            )
+        return f"it computes in {_short(own.pop())}. Convert them as in its training, for example with x.float()."
     if isinstance(layer, _ConvNd) and got is not None and _misses(layer, got):
         return _conv(what, layer, got, got if first is None else first)
     if isinstance(layer, nn.Linear) and got is not None and got.shape[-1:] != (layer.in_features,):

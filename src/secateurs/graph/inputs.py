@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateurs.devices import device_of
+from secateurs.devices import device_of, moved
 from secateurs.errors import TraceError, a_or_an
 from secateurs.graph.leaves import materialized
 from secateurs.graph.leaves import tensors as tensors
@@ -28,6 +28,8 @@ def check_model(model: Any) -> None:
     hint = "pass the network itself"
     if isinstance(model, str):
         hint = f"sc.build({model!r}) builds one from a spec"
+    elif kind == "Plan":
+        hint = "the model comes first, and then the plan"
     elif isinstance(getattr(model, "model", None), nn.Module):  # what `prune` returns
         hint = "pass its network, result.model" if kind.endswith("Result") else "pass its attribute model"
     raise TraceError(f"The model must be a torch.nn.Module, not {a_or_an(kind)}: {hint}.")
@@ -58,7 +60,7 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
 def to_model_device(model: nn.Module, example_inputs: Any) -> Any:
     """Move the example inputs to the model's device. Tensors that are already there are not copied."""
     device = device_of(model)
-    return map_tensors(lambda x: x.to(device), example_inputs)
+    return map_tensors(lambda x: moved(x, device), example_inputs)
 
 
 def rows(inputs: Any) -> int:

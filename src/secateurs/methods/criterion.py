@@ -97,6 +97,7 @@ class Criterion(Method):
         values: np.ndarray = found[name].detach().cpu().double().numpy()  # not every device has float64
         if not np.isfinite(values).all():
             raise ConfigError(
-                f"{self.name} returned scores for {name} that are not finite: check the weights for NaN and infinities"
+                f"{self.name} returned scores for {name} that are not finite: check the weights, and what scores(task) "
+                "computes, for NaN and infinities."
             )
         return values

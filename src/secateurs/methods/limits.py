@@ -10,8 +10,9 @@ from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from secateurs.data.structure import kind_of
 from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGraph, ChannelGroup
 from secateurs.keywords import explained
@@ -331,7 +332,7 @@ def _whole(group: ChannelGroup, share: float) -> int:
 def _several(name: str, given: Any) -> tuple[Which, ...]:
     if given is None:
         return ()
-    one = isinstance(given, str | type | nn.Module | Mapping) or not isinstance(given, Iterable)
+    one = isinstance(given, str | type | nn.Module | Mapping | Tensor) or not isinstance(given, Iterable)
     found = (given,) if one else tuple(given)
     for which in found:
         _check_which(name, which)
@@ -339,12 +340,11 @@ def _several(name: str, given: Any) -> tuple[Which, ...]:
 
 
 def _check_which(name: str, which: Any) -> None:
-    kind = isinstance(which, type) and issubclass(which, nn.Module)
-    if not kind and (
-        isinstance(which, type) or not (isinstance(which, str | nn.Module) or callable(which)) or which == ""
-    ):
+    known = isinstance(which, str | nn.Module) or callable(which)
+    if not (issubclass(which, nn.Module) if isinstance(which, type) else known) or which == "":
+        what = f"{name}: {kind_of(which)}" if isinstance(which, Tensor) else Setting(name, which)
         raise ConfigError(
-            Setting(name, which), " is not valid: name layers ('layer4.*', a module, a type such as nn.Linear), or pass a "
+            what, " is not valid: name layers ('layer4.*', a module, a type such as nn.Linear), or pass a "
             "function of a ChannelGroup.",
         )  # fmt: skip
 

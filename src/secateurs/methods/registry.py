@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from secateurs.budget import Budget
-from secateurs.errors import ConfigError, Setting, nearest
+from secateurs.errors import ConfigError, Setting, nearest, one_of
 from secateurs.grammar import terms, value
 from secateurs.importing import import_object
 from secateurs.methods.method import Method
@@ -20,10 +20,11 @@ ALIASES = {
     "magnitude": ("l2", "l1"), "norm": ("l2", "l1"), "weight": ("l2", "l1"), "l1norm": ("l1",), "l2norm": ("l2",),
     "depgraph": ("group-l2", "group-l1"), "groupnorm": ("group-l2", "group-l1"), "groupmagnitude": ("group-l2", "group-l1"),
     "slimming": ("bn-scale",), "networkslimming": ("bn-scale",), "bn": ("bn-scale",), "batchnorm": ("bn-scale",),
-    "gamma": ("bn-scale",), "bnscaleimportance": ("bn-scale",), "zeros": ("apoz",), "activation": ("apoz", "variance"),
+    "gamma": ("bn-scale",), "slim": ("bn-scale",), "zeros": ("apoz",), "activation": ("apoz", "variance"),
     "std": ("variance",), "gradient": ("taylor", "fisher"), "molchanov": ("taylor", "group-taylor"), "hessian": ("fisher",),
-    "groupfisher": ("fisher",), "obd": ("fisher",), "obs": ("damage",), "leastsquares": ("damage",), "thinet": ("damage",),
-    "reconstruction": ("damage",), "snip": ("group-taylor", "taylor"), "geometricmedian": ("fpgm", "epruner"),
+    "lnstructured": ("l2", "l1"), "grouphessian": ("fisher",), "groupfisher": ("fisher",), "obd": ("fisher",),
+    "obs": ("damage",), "leastsquares": ("damage",), "thinet": ("damage",), "reconstruction": ("damage",),
+    "snip": ("group-taylor", "taylor"), "geometricmedian": ("fpgm", "epruner"),
     "greedy": ("oracle",), "bruteforce": ("oracle",), "ablation": ("oracle",), "clustering": ("epruner",),
     "affinity": ("epruner",), "exemplar": ("epruner",), "gate": ("npn",), "gates": ("npn",), "l0": ("npn",),
     "lasso": ("onestep",), "grouplasso": ("onestep",), "importance": ("onestep",), "filtersearch": ("aofp",),
@@ -36,7 +37,7 @@ M = TypeVar("M", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}
 
 
-def register(name: str) -> Callable[[M], M]:
+def register(name: str = "") -> Callable[[M], M]:
     """Make a method known by name to `sc.prune`, the command line, the demo and `secateurs.testing`, as a decorator.
 
     >>> @sc.register("first")
@@ -56,7 +57,8 @@ def register(name: str) -> Callable[[M], M]:
         raise ConfigError(f'@sc.register needs a name: write @sc.register("{name.__name__.lower()}").')
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is not a valid name of a method: use letters, digits, '-', '_' and '.', and begin with a letter."
+            f"{name!r} is not a valid name of a method: use letters, digits, '-', '_' and '.', and begin with a letter, as in "
+            '@sc.register("mine").'
         )
 
     def decorate(cls: M) -> M:
@@ -131,6 +133,9 @@ def _meant(value: Any) -> str:
         return f"pass it by name, budget={value!r}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"for a budget pass budget=sc.Budget(macs={value!r})"
+    kind = value if isinstance(value, type) else type(value)
+    if any(home.__module__.partition(".")[0] == "torch_pruning" for home in kind.__mro__):
+        return f"it is torch-pruning's, and a method of ours is given by name. {_similar(kind.__name__)} See docs/migration.md"
     if callable(value):
         return "subclass sc.Criterion, call the function in scores(task), and pass an instance"
     return f"pass a name, one of {', '.join(methods())}"
@@ -168,12 +173,14 @@ def find(name: str) -> type[Method]:
 
 def _similar(name: str) -> str:
     """What may be meant: the same name in another spelling, a method that others call so, or names with similar letters."""
-    plain = _letters(name)
-    found = [known for known in methods() if _letters(known) == plain] or list(ALIASES.get(plain, ()))
+    plain = _letters(name.rpartition(".")[2] if name.startswith("tp.") else name)
+    short = next((plain.removesuffix(end) for end in ("importance", "pruner") if plain.endswith(end)), plain)
+    found = [known for known in methods() if _letters(known) in (plain, short)]
+    found = found or list(ALIASES.get(plain, ALIASES.get(short, ())))
     if not found:
         return nearest(name, methods())
     also = " ThiNet's least squares are a recovery, sc.Reconstruct." if plain in ("thinet", "reconstruction") else ""
-    return f"Did you mean {' or '.join(found)}?{also}"
+    return f"Did you mean {one_of(found)}?{also}"
 
 
 def _letters(name: str) -> str:

@@ -260,10 +260,11 @@ class PlanRecord(BaseModel):
 
 def check_plan(plan: Any, model: nn.Module) -> None:
     """Raise PlanError for what is not a plan, or not one for this model; TraceError for a wrapper around the model."""
+    check_model(model)
     if not isinstance(plan, Plan):
-        raise PlanError(
-            f"{a_or_an(type(plan).__name__)} is not a plan: make one with graph.plan({{group name: kept indices}})."
-        )
+        held = isinstance(getattr(plan, "plan", None), Plan)  # what `prune` returns
+        hint = "pass its plan, result.plan" if held else "make one with graph.plan({group name: kept indices})"
+        raise PlanError(f"{a_or_an(type(plan).__name__)} is not a plan: {hint}.")
     plan.check(model)
 
 

@@ -28,6 +28,8 @@ def phases(recover: Phase | Sequence[Phase] | None) -> list[tuple[str, Phase]]:
         return []
     recipes = list(recover) if isinstance(recover, Sequence) and not isinstance(recover, str) else [recover]
     for recipe in recipes:
+        if isinstance(recipe, type) and issubclass(recipe, Phase):
+            raise ConfigError(f"recover={recipe.__name__} is a class: pass an instance, sc.{recipe.__name__}(…).")
         if not isinstance(recipe, Phase):
             raise ConfigError(
                 f"recover={recipe!r} is not a valid recipe: pass sc.Recover(…), sc.Mimic(…), sc.Distil(…) or "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import PlanError, TraceError, VerificationError
+from secateurs.errors import ConfigError, PlanError, TraceError, VerificationError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import map_tensors, tensors
@@ -238,7 +238,7 @@ class _Twins:
         try:
             twin = masked_twin(self.model, self.plan, _shared(self.model, dtype))
             masked = run(twin, self.example_inputs, dtype, other=self.model, witness=witness)
-        except (PlanError, TraceError):
+        except (ConfigError, PlanError, TraceError):
             raise
         except Exception as error:
             raise VerificationError(

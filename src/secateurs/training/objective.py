@@ -68,6 +68,7 @@ class Objective:
             given = getattr(self, name)
             if given is not None and not callable(given):
                 raise ConfigError(f"{name}={given!r:.60} is not a function: pass {signature}.")
+            _check_called(name, given, signature)
         if not isinstance(self.metrics, Mapping):
             raise ConfigError('metrics must be a dict of metrics by name, such as {"mIoU": JaccardIndex(…)}.')
         for name, metric in self.metrics.items():
@@ -78,6 +79,7 @@ class Objective:
                     f"metrics[{name!r}] must be a torchmetrics metric or a function (outputs, targets) -> scalar, not "
                     f"{type(metric).__name__}."
                 )
+            _check_called(f"metrics[{name!r}]", metric, "metric(outputs, targets) -> scalar")
         if self.metrics and self.step is not None and self.forward is None:
             raise ConfigError(
                 "metrics need the outputs and targets of a batch: with step=… also pass "
@@ -217,6 +219,18 @@ class Objective:
                 hint="Return targets of None if none.",
             )
         return found[0], found[1]
+
+
+def _check_called(name: str, function: Callable[..., Any], how: str) -> None:
+    """Raise ConfigError for a function that cannot be called with two arguments; how: what they are."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # written in C
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ConfigError(f"{name} is called as {how}, and does not take that: {error}.") from None
 
 
 def by_class(outputs: Any, targets: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.errors import SecateursError, Setting, SpecError, a_or_an, nearest, shown
+from secateurs.errors import SecateursError, Setting, SpecError, a_or_an, nearest, one_of, shown
 from secateurs.importing import import_object
 from secateurs.zoo import cifar, cifar_resnet, vision
 from secateurs.zoo.weights import WEIGHTS, load_into, load_state
@@ -108,7 +108,7 @@ def _suggest(name: str) -> tuple[object, ...]:
         with contextlib.suppress(SpecError):  # not installed
             others += [f"{family}:{name}"] * (name in names(family))
     if others:
-        return (f"Did you mean {' or '.join(others)}?",)
+        return (f"Did you mean {one_of(others)}?",)
     return (nearest(name, [f"zoo:{own}" for own in _OWN]),)
 
 

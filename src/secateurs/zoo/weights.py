@@ -23,6 +23,7 @@ WEIGHTS = (".safetensors", *_TORCH_SUFFIXES)  # the suffixes of files that are r
 _WRAPPERS = ("state_dict", "model", "model_state", "net")  # the keys under which training scripts keep the weights
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
 _NESTED = 4  # levels of nested wrappers
+OTHER = "Build the network the weights were trained for, or rename the keys in the file."
 EXTRA = "_extra_state"  # suffix of the names under which a state dict stores the results of `get_extra_state`
 
 
@@ -65,14 +66,15 @@ def passing_buffers(model: nn.Module) -> State:
 
 
 def put(
-    model: nn.Module, state: State, path: str | Path, spec: str, values: Mapping[str, Any] = MappingProxyType({})
-) -> None:
+    model: nn.Module, state: State, path: str | Path, spec: str, values: Mapping[str, Any] = MappingProxyType({}),
+    mismatch: str = OTHER,
+) -> None:  # fmt: skip
     """Copy tensors that were read from `path` into a model, in the model's precision.
 
     The tensors are untrusted: each is compared with the model's own before anything is computed with it. They may include
     non-persistent buffers and extra state.
 
-    values: entries of the state dict that are not tensors, or extra state.
+    values: entries of the state dict that are not tensors, or extra state. mismatch: what to say of another network's weights.
 
     Raises ArtifactError if names, shapes or dtypes differ, for NaNs, for infinite parameters, and for different values
     under several names of one tensor. The model is then unchanged. Also raises it for extra state that a module rejects.
@@ -106,7 +108,7 @@ def put(
             )
             if found
         ]  # fmt: skip
-        advice = _advice(missing, unexpected, shapes, kinds)
+        advice = _advice(missing, unexpected, shapes, kinds, mismatch)
         raise ArtifactError(f"{shown(path)} does not fit {shown(spec)}. {'. '.join(parts)}.", hint=advice)
     for key in both:
         if (what := _unsound(state[key], isinstance(own[key], nn.Parameter))) is not None:
@@ -202,12 +204,14 @@ def _unsound(tensor: Tensor, parameter: bool) -> str | None:
     return "infinite" if parameter and bool(tensor.isinf().any()) else None
 
 
-def _advice(missing: list[str], unexpected: list[str], shapes: list[str], kinds: list[str]) -> tuple[object, ...]:
+def _advice(
+    missing: list[str], unexpected: list[str], shapes: list[str], kinds: list[str], mismatch: str
+) -> tuple[object, ...]:
     if kinds and not (missing or unexpected or shapes):
         return ("Save the state dict of the network as it was trained.",)
     if shapes and not (missing or unexpected or kinds) and len(shapes) <= 4:
         return "If these are the classifier's, pass the ", Setting("num_classes"), " the weights were trained with."
-    return ("Build the network the weights were trained for, or rename the keys in the file.",)
+    return (mismatch,)
 
 
 # -- what a file contains ---------------------------------------------------------------------------------------------------

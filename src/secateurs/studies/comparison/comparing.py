@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from secateurs.graph.inputs import check_model
 from secateurs.methods import Method
 from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
 from secateurs.methods.method import Scope, check_scope
+from secateurs.preflight import check_options
 from secateurs.runs.sources import DataSpec
 from secateurs.studies.comparison.compute import Unit
 from secateurs.studies.comparison.contestants import (
@@ -87,6 +88,7 @@ def compare(
     example_targets: Any = None,
     report: Callable[[str], None] | None = None,
     progress: bool = False,
+    **unknown: NoReturn,
 ) -> Comparison:
     """Compare methods × budgets × seeds on one network and data. Every cell has the same compute in all: a method's own search
     and training count.
@@ -126,6 +128,7 @@ def compare(
     settings that are not valid, for a folder that holds something else, and for an estimate over `minutes`; BudgetError for a
     budget that a method cannot meet; DataError without validation data.
     """
+    check_options(unknown, compare)
     if workers not in get_args(Workers):
         raise ConfigError(Setting("workers", workers), f" is not valid. {nearest(str(workers), get_args(Workers))}")
     if isinstance(model, os.PathLike):

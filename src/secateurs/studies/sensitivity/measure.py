@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.oracle.ablation import Judging
 from secateurs.placement import Placement
 from secateurs.plans import PrunableGraph
-from secateurs.preflight import check, task_for, traced
+from secateurs.preflight import check, check_options, task_for, traced
 from secateurs.recovery import IMAGES as CALIBRATE
 from secateurs.recovery.calibrate import after_cut_
 from secateurs.report import count, duration
@@ -83,6 +83,7 @@ def sensitivity(
     example_targets: Any = None,
     report: Callable[[str], None] = lambda line: None,
     progress: Mode | bool = "auto",
+    **unknown: NoReturn,
 ) -> Sensitivity:
     """How much worse the network gets with each channel group cut alone, at several shares: right after the cut, and
     calibrated. Nothing is trained, and the given model is not modified.
@@ -113,6 +114,7 @@ def sensitivity(
     group can be cut.
     """
     began = time.perf_counter()
+    check_options(unknown, sensitivity)
     chosen = criterion(method)
     check(model, None, scope)
     shares = fractions(shares)
