@@ -145,3 +145,16 @@ def test_integers_are_not_rounded(run, tokens):
     ran = run(*tokens)
     assert ran.status == 2
     assert re.fullmatch(r"secateurs: --[a-z-]+ -?\d*\.\d is not valid: it must be an integer\.\n", ran.err)
+
+
+@pytest.mark.parametrize(
+    ("token", "ours"),
+    [
+        ("--importance", "Pass --method l2: or another method."), ("--round-to", "Pass --align: widths are multiples of it."),
+        ("--pruning-ratio", "Pass --macs: the share of the MACs that stays"), ("--ignored-layers", "Pass --exclude: "),
+    ],
+)  # fmt: skip
+def test_options_of_other_tools(run, token, ours):
+    ran = run("prune", "zoo:small_cnn", "--out", "x", token, "8")
+    assert ran.status == 2
+    assert f"{token} is not an option here. {ours}" in ran.err

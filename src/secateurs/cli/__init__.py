@@ -38,6 +38,7 @@ from secateurs.cli.report import report
 from secateurs.cli.sensitivity import sensitivity
 from secateurs.cli.spelling import option, speaking
 from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError, fraction, with_point
+from secateurs.foreign import suggestion
 from secateurs.version import __version__
 
 __all__ = ["app", "main"]
@@ -184,6 +185,8 @@ def _usage(error: CycloptsError) -> str:
         said = advice
     elif isinstance(error, UnknownOptionError) and error.token.keyword in OF_METHODS and "--method" in flags:
         said = f'{error.token.keyword} is not an option here: settings follow the method, --method "pff preset=paper lr=0.01".'
+    elif isinstance(error, UnknownOptionError) and (ours := suggestion(error.token.keyword or "", option)) is not None:
+        said = f"{error.token.keyword} is not an option here. {ours}"
     elif isinstance(error, UnusedCliTokensError) and command in app:
         said = _unused(command, error.unused_tokens or [], error.root_input_tokens or [])
     else:

@@ -165,8 +165,8 @@ def _meant(spec: str) -> str:
         return f"Did you mean {'wds' if spec.endswith('.tar') else 'hf'}:{shown(spec)}?"
     if path.is_file():
         return f"It is a file, and data is a folder of images, a Parquet file or shards: {', '.join(known)}."
-    like = {"folder:": known[1], "hf:": known[2], "wds:": known[3], "coco:": known[4]}.get(spec, spec)
-    return nearest(like, known)
+    begun = [form for form in known if spec and form.startswith(spec)]  # `folder:`
+    return f"Did you mean {begun[0]}?" if begun else nearest(spec, known)
 
 
 def _crops(size: tuple[int, int]) -> Augment:
