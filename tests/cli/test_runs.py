@@ -210,7 +210,9 @@ def test_recovery_may_change_until_it_has_begun(tmp_path):
     folder.begin(now, resume=True)
     assert sorted(_tree(tmp_path)) == ["run.json"]
     assert not folder.check(now, resume=True, overwrite=False)
-    (tmp_path / "recover" / "checkpoints" / "step-000000001").mkdir(parents=True)
+    step = tmp_path / "recover" / "checkpoints" / "step-000000001"
+    step.mkdir(parents=True)
+    (step / "manifest.json").touch()
     with pytest.raises(ConfigError, match=r"another run: it differs in recover \(given then, none now\)"):
         folder.check({"seed": 0, "recover": None}, resume=True, overwrite=False)
     assert not folder.check(now, resume=True, overwrite=False)

@@ -72,6 +72,11 @@ class Data:
         for index, batch in enumerate(self._pass(split)):
             yield paired(batch, index, split)
 
+    def inputs(self, split: str = "train") -> Iterator[Any]:
+        """Yield the inputs of the same batches, with or without targets."""
+        for index, batch in enumerate(self._pass(split)):
+            yield checked(batch, index, split)[0]
+
     def _pass(self, split: str) -> Iterator[Any]:
         source = getattr(self, split)
         if source is None:
