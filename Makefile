@@ -1,5 +1,6 @@
-# `make demo` and `make test` need only Python >= 3.10, pip and a compiler: each sets itself up. `make matrix` runs the
-# tests on the oldest and on the newest PyTorch that is supported, each in an environment of its own.
+# `make demo` and `make test` need only Python >= 3.10 and pip, and a C++ compiler for the tests of compiled stripe kernels:
+# each sets itself up. `make matrix` runs the tests on the oldest and on the newest PyTorch that is supported, each in an
+# environment of its own.
 PYTHON        ?= python3
 OLDEST_PYTHON ?= python3.10
 NEWEST_PYTHON ?= $(PYTHON)
