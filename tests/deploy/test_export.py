@@ -381,6 +381,7 @@ class _UNet(nn.Module):
 
 @onnx
 def test_int8_of_a_network_with_skips(tmp_path: Path) -> None:
+    torch.manual_seed(0)  # random weights differ in how much they lose
     done = sc.export(_UNet(), tmp_path / "u.onnx", X, int8=[torch.randn(4, 3, 12, 12) for _ in range(3)])
     assert done.error < 0.2
 

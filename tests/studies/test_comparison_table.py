@@ -63,7 +63,8 @@ def test_a_row_that_is_over_the_budget_is_marked() -> None:
     assert times(found) == ["79.0%", "* 81.3% ± 3.3%", "* 85.7%"]
     assert "* 85.7%" in found.table()
     told = "* over the budget of time by more than the noise of the measurement"
-    assert found.notes[1:] == (f"{told}, with one seed or more",)
+    alike = "the seeds made no difference to random, latency=0.8: "
+    assert [note for note in found.notes[1:] if not note.startswith(alike)] == [f"{told}, with one seed or more"]
     assert told in found.html()
     assert comparison(found.cells[3]).notes[1:] == (told,)
 
@@ -75,10 +76,9 @@ def test_within_the_noise_there_is_another_mark() -> None:
     )  # fmt: skip
     assert [row.held for row in found.rows] == ["yes", "unsure", "no", None]
     assert [time[:3] for time in times(found)] == ["80.", "? 8", "* 8", ""]
-    assert [note[0] for note in found.notes[1:]] == ["*", "?"]
-    assert comparison(*found.cells[1:3]).notes[1:] == (
-        "? measured over the budget of time by no more than the noise, with one seed or more",
-    )
+    assert [note[0] for note in found.notes[1:3]] == ["*", "?"]
+    told = "? measured over the budget of time by no more than the noise, with one seed or more"
+    assert comparison(*found.cells[1:3]).notes[1] == told
 
 
 def test_nothing_is_said_of_rows_within_the_budget() -> None:

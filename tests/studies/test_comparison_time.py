@@ -211,7 +211,7 @@ def test_it_is_said_where_the_run_starts_in_the_cells_and_below_the_table() -> N
     assert [line.startswith("l2, macs=0.5: its search, cut and calibration take ") for line in warned] == [True]
     (line,) = found.cells[0].figures["warnings"]
     assert warned[0].endswith(line)
-    assert found.notes[1:] == (f"l2, macs=0.5, all seeds: {line}",)
+    assert found.notes[2:] == (f"l2, macs=0.5, all seeds: {line}",)
 
 
 def test_what_is_foreseen() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -160,8 +159,16 @@ def _check_integers(command: str, tokens: Sequence[str]) -> None:
     }
     words = [part for token in tokens for part in (token.split("=", 1) if token.startswith("--") else [token])]
     for name, value in pairwise(words):
-        if name in whole and re.fullmatch(r"[+-]?\d*\.\d+", value) and not float(value).is_integer():
+        if name in whole and not _is_whole(value):
             raise ConfigError(f"{name} {value} is not valid: it must be an integer.")
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text is a whole number, or not a number."""
+    try:
+        return float(text).is_integer()
+    except ValueError:
+        return True
 
 
 def _has(hint: object, kind: type) -> bool:
