@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,19 @@ class TestArguments:
             sc.prune(classifier(), X, "l1", {"macs": 0.3})  # type: ignore[arg-type]
 
 
+def _takers(model: nn.Module, inputs: Any, folder: Path) -> list[Callable[[], Any]]:
+    """A call of every function that takes example inputs."""
+    plan = sc.trace(model, X).plan({})
+    return [
+        lambda: sc.trace(model, inputs),
+        lambda: sc.count(model, inputs),
+        lambda: sc.prune(model, inputs, "l1", sc.Budget(macs=0.5)),
+        lambda: sc.verify(model, plan, inputs),
+        lambda: sc.bench(model, model, inputs),
+        lambda: sc.export(model, folder / "x.pt2", inputs),
+    ]
+
+
 class TestInputs:
     @pytest.mark.parametrize(
         ("inputs", "hint"),
@@ -157,16 +171,7 @@ class TestInputs:
     @pytest.mark.parametrize("inputs", ["cat.jpg", None, 3, Path("cat.jpg"), b"x"])
     def test_what_are_no_inputs(self, inputs: Any, tmp_path: Path) -> None:
         """Every function that takes example inputs says it, and in the same words."""
-        model = classifier()
-        plan = sc.trace(model, X).plan({})
-        for function in (
-            lambda: sc.trace(model, inputs),
-            lambda: sc.count(model, inputs),
-            lambda: sc.prune(model, inputs, "l1", sc.Budget(macs=0.5)),
-            lambda: sc.verify(model, plan, inputs),
-            lambda: sc.bench(model, model, inputs),
-            lambda: sc.export(model, tmp_path / "x.pt2", inputs),
-        ):
+        for function in _takers(classifier(), inputs, tmp_path):
             with pytest.raises(
                 sc.TraceError, match=r"^The example inputs are .*: pass a tensor of the shape that the net"
             ):
@@ -174,15 +179,7 @@ class TestInputs:
 
     def test_without_values(self, tmp_path: Path) -> None:
         model, inputs = classifier(), X.to("meta")
-        plan = sc.trace(model, X).plan({})
-        for function in (
-            lambda: sc.trace(model, inputs),
-            lambda: sc.count(model, inputs),
-            lambda: sc.prune(model, inputs, "l1", sc.Budget(macs=0.5)),
-            lambda: sc.verify(model, plan, inputs),
-            lambda: sc.bench(model, model, inputs),
-            lambda: sc.export(model, tmp_path / "x.pt2", inputs),
-        ):
+        for function in _takers(model, inputs, tmp_path):
             with pytest.raises(
                 sc.ConfigError, match=r"^The example inputs are on the meta .* such as torch\.randn\(6, 3, 8, 8\)\."
             ):

@@ -18,9 +18,8 @@ from secateurs.keywords import explained
 
 FLOPS = "FLOPs are two for each MAC: pass macs=…, half of the FLOPs, or the fraction that stays."
 COUNTS = ("macs", "params")
-LOOSE = (
-    2.0  # the limit where the uncut network is fast enough: for a cut one a model may predict a little more than for it
-)
+# The limit of a time that the uncut network is within: for a cut one, a latency model may predict a little more.
+LOOSE = 2.0
 
 
 @explained(BudgetError, {"flops": FLOPS, "FLOPs": FLOPS})

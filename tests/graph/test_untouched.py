@@ -287,24 +287,38 @@ def test_a_stale_cache_is_as_good_as_none() -> None:
     assert [g.reason for g in sc.trace(model, image()).groups] == [g.reason for g in graph.groups]
 
 
+class Biased(nn.Module):
+    """Adds twice a bias, which subclasses cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)
+        self.bias, self.twice = nn.Parameter(torch.rand(8, 1, 1)), torch.zeros(0)
+        self.cache: dict[Any, Tensor] = {}
+
+    def added(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x)) + self.added(x))
+
+
+def traced_after_a_run(model: nn.Module) -> sc.ChannelGraph:
+    with torch.no_grad():
+        model.eval()(image())
+    return sc.trace(model, image())
+
+
 @pytest.mark.parametrize("key", [lambda x: x.device, lambda x: (str(x.device), x.dtype), lambda x: len(x)])
 def test_what_the_code_has_cached_is_found_whatever_it_is_cached_by(key: Any) -> None:
-    class Cached(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)
-            self.bias = nn.Parameter(torch.rand(8, 1, 1))
-            self.cache: dict[Any, Tensor] = {}
-
-        def forward(self, x: Tensor) -> Tensor:
+    class Cached(Biased):
+        def added(self, x: Tensor) -> Tensor:
             if key(x) not in self.cache:
                 self.cache[key(x)] = self.bias * 2
-            return self.c(self.b(self.a(x)) + self.cache[key(x)])
+            return self.cache[key(x)]
 
-    model = Cached().eval()
-    with torch.no_grad():
-        model(image())
-    graph = sc.trace(model, image())
+    model = Cached()
+    graph = traced_after_a_run(model)
     assert graph["a"].prunable
     assert not graph["b"].prunable
     plan = graph.plan({"a": [0, 1]})
@@ -312,21 +326,13 @@ def test_what_the_code_has_cached_is_found_whatever_it_is_cached_by(key: Any) ->
 
 
 def test_a_cached_tensor_that_is_replaced_on_another_device() -> None:
-    class Cached(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)
-            self.bias, self.twice = nn.Parameter(torch.rand(8, 1, 1)), torch.zeros(0)
-
-        def forward(self, x: Tensor) -> Tensor:
+    class Cached(Biased):
+        def added(self, x: Tensor) -> Tensor:
             if len(self.twice) == 0 or self.twice.device != x.device:
                 self.twice = self.bias * 2
-            return self.c(self.b(self.a(x)) + self.twice)
+            return self.twice
 
-    model = Cached().eval()
-    with torch.no_grad():
-        model(image())
-    graph = sc.trace(model, image())
+    graph = traced_after_a_run(Cached())
     assert graph["a"].prunable
     assert not graph["b"].prunable
 
