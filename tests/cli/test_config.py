@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from secateurs.cli import app
-from secateurs.cli.config import schema, takes
+from secateurs.cli.config import schema
 
 NET = "zoo:small_cnn"
 
@@ -209,5 +209,3 @@ def test_the_schema_has_every_option_of_the_command():
     assert (found["properties"]["rounds"]["default"], found["properties"]["rounds"]["anyOf"][0]["minimum"]) == (1, 1)
     for name in ("macs", "rounds", "batch_size", "exclude", "recover"):
         assert found["properties"][name]["description"]
-    assert takes(app, "prune")
-    assert not takes(app, "env")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shlex
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import get_args, get_origin
 
-from cyclopts import App
+from cyclopts import App, Argument
 from cyclopts.exceptions import (
     CoercionError,
     CycloptsError,
@@ -117,9 +118,19 @@ def _told(tokens: Sequence[str], debug: bool) -> int:
 
 def _flags(tokens: Sequence[str]) -> frozenset[str] | None:
     """The options of the command."""
-    if not tokens or tokens[0].startswith("-") or tokens[0] not in app:  # --help is a command of cyclopts'
+    if not tokens or not _is_command(tokens[0]):
         return None
-    return frozenset(name for argument in app[tokens[0]].assemble_argument_collection() for name in argument.names)
+    return frozenset(name for argument in _arguments(tokens[0]) for name in argument.names)
+
+
+def _is_command(word: str) -> bool:
+    return not word.startswith("-") and word in app  # --help is a command of cyclopts'
+
+
+@functools.cache
+def _arguments(command: str) -> Sequence[Argument]:
+    """The arguments of a command, to be read only: to collect them takes longer than to read the command line."""
+    return tuple(app[command].assemble_argument_collection())
 
 
 class _Spelled(logging.Formatter):
@@ -134,7 +145,7 @@ def _run(tokens: Sequence[str]) -> object:
     command, usual = tokens[0] if tokens else "", app.config
     _check_integers(command, tokens[1:])
     file, prints = config.named(tokens), config.prints(tokens)
-    if (file is None and not prints) or not config.takes(app, command):
+    if (file is None and not prints) or "--config" not in (_flags(tokens) or ()):
         return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     try:
         app.config = (config.source(app, command, file, tokens, whole=not prints),)
@@ -149,11 +160,11 @@ def _run(tokens: Sequence[str]) -> object:
 
 def _check_integers(command: str, tokens: Sequence[str]) -> None:
     """Raise ConfigError for a fraction where an option takes integers, which cyclopts would round."""
-    if command.startswith("-") or command not in app:
+    if not _is_command(command):
         return
     whole = {
         name
-        for argument in app[command].assemble_argument_collection()
+        for argument in _arguments(command)
         for name in argument.names
         if _has(argument.hint, int) and not _has(argument.hint, float)
     }
@@ -219,7 +230,7 @@ def _meant(error: CoercionError) -> str | None:
 
 def _unused(command: str, unused: Sequence[str], tokens: Sequence[str]) -> str:
     """What to write for a command with more words than it takes."""
-    words = [a.name.lstrip("-").upper() for a in app[command].assemble_argument_collection() if a.index is not None]
+    words = [a.name.lstrip("-").upper() for a in _arguments(command) if a.index is not None]
     takes = f"takes one argument, {words[0]}, and" if words else "takes options only,"
     said = f'Command "{command}" {takes} not {shlex.join(unused)} as well.'
     if tokens[1:] and tokens[1] in VERBS:  # as in tools whose commands have commands

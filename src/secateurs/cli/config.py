@@ -64,11 +64,6 @@ def _options(tokens: Sequence[str]) -> Sequence[str]:
     return tokens[: tokens.index("--")] if "--" in tokens else tokens
 
 
-def takes(app: App, command: str) -> bool:
-    """Whether a command has `--config`."""
-    return command in app and any(a.name == "--config" for a in app[command].assemble_argument_collection())
-
-
 def source(app: App, command: str, file: Path | None, tokens: Sequence[str] = (), *, whole: bool = True) -> Dict:
     """A file's options, as cyclopts merges them with those on the command line, but for those that these take the place of.
     tokens: the command line. whole: False where options that have to be given may be missing, since nothing is run.
