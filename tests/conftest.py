@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """What the collection of all tests has made is never garbage: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +37,10 @@ def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sixth of the digits, for tests to which it does not matter what a network learns."""
+    fewer_digits(monkeypatch)
+
+
+def fewer_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
 
     from secateurs.data.digits import digits

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing as mp
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +23,8 @@ from torch import Tensor
 
 import secateurs as sc
 from secateurs import artifact
+from secateurs.cli import main
+from tests.processes import server
 
 KILLS = int(os.environ.get("SECATEURS_KILLS", "5"))
 # Moments that a clock would hardly hit: calls of the operating system that checkpoints and artifacts are written by, the
@@ -101,17 +101,10 @@ def child(folder: str, resume: bool, die_at: tuple[str, int, bool] | None, ready
     run(folder, resume)
 
 
-@functools.lru_cache(maxsize=1)
-def context() -> Any:
-    found = mp.get_context("forkserver")
-    found.set_forkserver_preload(["secateurs.api", "secateurs.methods.npn.pruner", "accelerate", __name__])
-    return found
-
-
 def start(folder: Path, resume: bool = False, die_at: Any = None, after: float | None = None) -> int:
     """Run in a process, to be killed so many seconds after it has begun; its exit code."""
-    ready = context().Event()
-    process = context().Process(target=child, args=(str(folder), resume, die_at, ready))
+    ready = server().Event()
+    process = server().Process(target=child, args=(str(folder), resume, die_at, ready))
     process.start()
     assert ready.wait(60)
     process.join(after)
@@ -230,31 +223,36 @@ def test_another_run_is_not_resumed(whole: tuple[Path, float]) -> None:
         )  # fmt: skip
 
 
+def told(command: list[str], messages: Path) -> None:
+    """The command line on a sixth of the digits, with its messages into a pipe."""
+    from tests.conftest import fewer_digits
+
+    sys.stderr = messages.open("w", buffering=1)
+    with pytest.MonkeyPatch.context() as patch:
+        fewer_digits(patch)
+        sys.exit(main(command))
+
+
 @pytest.mark.slow
 def test_the_command_line_resumes(tmp_path: Path) -> None:
     """Killed after the pruning phase's second epoch, and once more in recovery."""
-    command = [sys.executable, "-u", "-m", "secateurs.cli", "prune", "zoo:small_cnn", "--normalize", "none", "--method",
-               "npn", "--set", "epochs=3", "--macs", "0.5", "--pretrain-epochs", "1", "--recover-epochs", "2"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "whole")], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    killed = 0
-    for fatal in ("npn  epoch 2", "recover  epoch 1", None):
-        run = subprocess.Popen(
-            [*command, "--out", str(tmp_path / "run"), *(["--resume"] if killed else [])], env=environment,
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        assert run.stderr is not None
-        for line in run.stderr:
-            if fatal is not None and fatal in line:
-                run.kill()
-                killed += 1
-                break
-        run.stderr.close()
-        assert run.wait(60) == (0 if fatal is None else -signal.SIGKILL)
-    assert killed == 2
+    command = ["prune", "zoo:small_cnn", "--normalize", "none", "--method", "npn epochs=3", "--macs", "0.5",
+               "--pretrain-epochs", "1", "--recover-epochs", "2", "--batch-size", "32"]  # fmt: skip
+    os.mkfifo(messages := tmp_path / "messages")
+    runs = [("whole", None), ("run", "npn  epoch 2"), ("run", "recover  epoch 1"), ("run", None)]
+    for i, (name, fatal) in enumerate(runs):
+        options = ["--out", str(tmp_path / name), *(["--resume"] if i > 1 else [])]
+        process = server().Process(target=told, args=([*command, *options], messages))
+        process.start()
+        said = []
+        with messages.open() as lines:
+            for line in lines:
+                said.append(line)
+                if fatal is not None and fatal in line:
+                    process.kill()
+                    break
+        process.join(60)
+        assert process.exitcode == (0 if fatal is None else -signal.SIGKILL), "".join(said)
     (plan, card), (plan2, card2) = (artifact.read(tmp_path / name) for name in ("whole", "run"))
     assert plan.to_json() == plan2.to_json()
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "run")]

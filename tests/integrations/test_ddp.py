@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
@@ -47,25 +49,16 @@ def train(method: str, rank: int, world: int) -> nn.Module:
     return model
 
 
-CHILD = """
-import os, sys, warnings
-from safetensors.torch import save_file
-from torch import distributed as dist
-from tests.integrations.test_ddp import METHODS, train
-
-warnings.simplefilter("error")
-dist.init_process_group("gloo")
-for method in METHODS:
-    model = train(method, dist.get_rank(), 2)
-    save_file(model.state_dict(), f"{sys.argv[1]}/{method}-{dist.get_rank()}.safetensors")
-dist.destroy_process_group()
-"""
+def child(folder: str) -> None:
+    warnings.simplefilter("error")
+    dist.init_process_group("gloo")
+    for method in METHODS:
+        model = train(method, dist.get_rank(), 2)
+        save_file(model.state_dict(), f"{folder}/{method}-{dist.get_rank()}.safetensors")
 
 
 def test_a_loop_of_ones_own_in_two_processes(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    launch("-c", CHILD, str(tmp_path))
+    launch(f"{__name__}:child", str(tmp_path))
     for method in METHODS:
         first, second = (load_file(tmp_path / f"{method}-{rank}.safetensors") for rank in (0, 1))
         alone = train(method, 0, 1).state_dict()

@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 import secateurs as sc
 from secateurs.graph.inputs import call, tensors
@@ -441,32 +443,21 @@ def test_code_that_asks_for_the_dtype_of_a_weight_computes_nothing_from_it() -> 
     torch._dynamo.reset()
 
 
-CHILD = """
-import os
-import sys
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from secateurs.masking.gates import Gates
-from tests.masking.test_gates import Learned, images
-
-dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
-for per_sample in (False, True):
-    net = Learned(per_sample)
-    x = images()
-    n = len(x) // world
-    net.within = slice(rank * n, (rank + 1) * n)
-    ddp = DistributedDataParallel(net)
-    out = ddp(x[net.within])
-    (out.square().sum() / len(x) * world).backward()
-    assert isinstance(net.model.b.weight, nn.Parameter)
-    if rank == 0:
-        torch.save({"gate": net.gate.grad, "weight": net.model.b.weight.grad}, f"{sys.argv[1]}-{per_sample}")
-dist.barrier()
-os._exit(0)  # gloo's threads may abort a process whose peer has gone first
-"""
+def child(found: str) -> None:
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    for per_sample in (False, True):
+        net = Learned(per_sample)
+        x = images()
+        n = len(x) // world
+        net.within = slice(rank * n, (rank + 1) * n)
+        ddp = DistributedDataParallel(net)
+        out = ddp(x[net.within])
+        (out.square().sum() / len(x) * world).backward()
+        assert isinstance(net.model.b.weight, nn.Parameter)
+        if rank == 0:
+            torch.save({"gate": net.gate.grad, "weight": net.model.b.weight.grad}, f"{found}-{per_sample}")
+    dist.barrier()
 
 
 def images() -> Tensor:
@@ -496,7 +487,7 @@ class Learned(nn.Module):
 @pytest.mark.parametrize("world", [1, 2])
 def test_distributed_data_parallel(tmp_path: Path, world: int) -> None:
     """On so many processes a learned gate gets the gradient that it gets on one."""
-    launch("-c", CHILD, str(tmp_path / "found"), world=world)
+    launch(f"{__name__}:child", str(tmp_path / "found"), world=world)
     for per_sample in (False, True):
         net = Learned(per_sample)
         (net(images()).square().sum() / 4).backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.recovery.calibrate import Pooled, calibrate_
 from secateurs.testing.networks import network
 from secateurs.training import without_labels
+from secateurs.training.runtime import wait_for_everyone
 from tests.processes import launch
 
 
@@ -353,33 +355,23 @@ class Embeds(Extra):
         return {"embedding": super().forward(x)}
 
 
-PROCESSES = """
-import os, sys
-import torch
-from safetensors.torch import save_file
-import secateurs as sc
-from secateurs.training.runtime import wait_for_everyone
-from secateurs.testing.networks import network
-from tests.recovery.test_calibrate import images, small
-
-rank = int(os.environ["RANK"])
-wait_for_everyone("cpu")
-x = images(150)
-mine = [x[:40], x[40:100]] if rank == 0 else [x[100:]]  # uneven
-found = sc.calibrate(small(), mine)
-save_file(found.state_dict(), f"{sys.argv[1]}/{rank}.safetensors")
-labels = torch.zeros(len(x), dtype=torch.long)
-data = [(x[i : i + 30], labels[i : i + 30]) for i in range(0, 150, 30)]
-recipe = sc.Recover(steps=1, steps_per_epoch=1)
-result = sc.prune(network(), x[:1], "l1", sc.Budget(macs=0.5), data, recipe, progress=False)
-save_file(result.model.state_dict(), f"{sys.argv[1]}/pruned-{rank}.safetensors")
-torch.distributed.destroy_process_group()
-"""
+def child(folder: str) -> None:
+    rank = int(os.environ["RANK"])
+    wait_for_everyone("cpu")
+    x = images(150)
+    mine = [x[:40], x[40:100]] if rank == 0 else [x[100:]]  # uneven
+    found = sc.calibrate(small(), mine)
+    save_file(found.state_dict(), f"{folder}/{rank}.safetensors")
+    labels = torch.zeros(len(x), dtype=torch.long)
+    data = [(x[i : i + 30], labels[i : i + 30]) for i in range(0, 150, 30)]
+    recipe = sc.Recover(steps=1, steps_per_epoch=1)
+    result = sc.prune(network(), x[:1], "l1", sc.Budget(macs=0.5), data, recipe, progress=False)
+    save_file(result.model.state_dict(), f"{folder}/pruned-{rank}.safetensors")
 
 
 @pytest.mark.slow
 def test_several_processes_pool_their_statistics(tmp_path: Path) -> None:
-    launch("-c", PROCESSES, str(tmp_path))
+    launch(f"{__name__}:child", str(tmp_path))
     one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     x = images(150)
     expected = sc.calibrate(small(), [x[:40], x[40:100], x[100:]]).state_dict()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateurs.recovery as R
@@ -14,7 +15,7 @@ import secateurs.training as T
 from secateurs.training.syncnorm import batch_norm
 from tests.processes import launch
 
-from .helpers import Noisy, data, engine, net
+from .helpers import Noisy, data, engine, net, same
 from .test_engine import Cutter, Gates
 
 FIGURES = ("train_loss", "train_top1", "val_loss", "val_top1")
@@ -39,34 +40,21 @@ def train(case: str, resume: bool = False, **options: Any) -> tuple[nn.Module, T
     return model, e
 
 
-CHILD = """
-import sys
-import torch
-from safetensors.torch import save_file
-import secateurs.recovery as R
-import secateurs.training as T
-from tests.training.helpers import same
-from tests.training.test_distributed import FIGURES, SETTINGS, train
-
-folder = sys.argv[1]
-for case in SETTINGS:
-    store = T.CheckpointStore(f"{folder}/checkpoints/{case}")
-    model, e = train(case, checkpoints=store, save_seconds=0.0)
-    again, _ = train(case, checkpoints=store, save_seconds=0.0, resume=True)
-    assert same(model, again)
-    figures = {k: torch.tensor(e.history[-1][k]) for k in FIGURES}
-    assert e.world == 2
-    gates = {"gate": e.hooks[0].gate.detach()} if case == "two networks" else {}
-    save_file({**model.state_dict(), **figures, **gates}, f"{folder}/{case}-{e.rank}.safetensors")
-torch.distributed.destroy_process_group()
-"""
+def child(folder: str) -> None:
+    for case in SETTINGS:
+        store = T.CheckpointStore(f"{folder}/checkpoints/{case}")
+        model, e = train(case, checkpoints=store, save_seconds=0.0)
+        again, _ = train(case, checkpoints=store, save_seconds=0.0, resume=True)
+        assert same(model, again)
+        figures = {k: torch.tensor(e.history[-1][k]) for k in FIGURES}
+        assert e.world == 2
+        gates = {"gate": e.hooks[0].gate.detach()} if case == "two networks" else {}
+        save_file({**model.state_dict(), **figures, **gates}, f"{folder}/{case}-{e.rank}.safetensors")
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    launch("-c", CHILD, str(tmp_path))
+    launch("tests.training.test_distributed:child", str(tmp_path))
     for case in SETTINGS:
         model, e = train(case)
         first, second = (load_file(tmp_path / f"{case}-{rank}.safetensors") for rank in (0, 1))

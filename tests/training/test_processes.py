@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import secateurs.recovery as R
 import secateurs.training as T
 from secateurs.cli import main
 from secateurs.cli.spelling import option
@@ -19,7 +21,7 @@ from secateurs.errors import ConfigError
 from secateurs.training import processes
 from secateurs.training.processes import LostError, Peers, check, check_group
 from secateurs.training.runtime import wait_for_everyone
-from tests.processes import environment
+from tests.processes import enter, group, server
 
 from .helpers import batches, engine, net
 
@@ -133,70 +135,61 @@ def test_the_command_line_names_its_own_option() -> None:
     )
 
 
-CHILD = """
-import os, sys
-import torch
-torch.set_num_threads(1)
-import secateurs.recovery as R
-import secateurs.training as T
-from tests.training.helpers import batches, engine, net
-from safetensors.torch import save_file
-
 class Dies(T.Hook):
-    def after_step(self, e):
-        if sys.argv[2] == "die" and e.rank == 1 and e.step == 9:
-            os.kill(os.getpid(), 9)
+    """The second of the processes at step 9, or none."""
 
-e = engine(net(), batches(), R.Recover(epochs=3, precision="fp32"), hooks=[Dies()], title="npn",
-           checkpoints=T.CheckpointStore(sys.argv[1] + "/checkpoints"))
-try:
-    e.fit(resume=sys.argv[2] == "resume")
-except T.processes.LostError as error:
-    sys.exit(f"LOST {error}")
-assert torch.distributed.get_backend() == "gloo"
-save_file(e.model.state_dict(), f"{sys.argv[1]}/{e.rank}.safetensors")
-torch.distributed.destroy_process_group()
-"""
+    def __init__(self, dies: bool) -> None:
+        self.dies = dies
+
+    def after_step(self, engine: T.Engine) -> None:
+        if self.dies and engine.rank == 1 and engine.step == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def both(folder: Path, what: str) -> list[tuple[int, str]]:
-    """Exit status and messages of two processes that find each other without a launcher's supervision."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {
-        **environment(),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(folder), what], cwd=Path(__file__).parents[2], text=True,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    return [(process.wait(120), process.communicate()[1]) for process in running]
+def child(to: str, what: str) -> None:
+    folder = Path(to)
+    store = T.CheckpointStore(folder / "checkpoints")
+    e = engine(
+        net(),
+        batches(),
+        R.Recover(epochs=3, precision="fp32"),
+        hooks=[Dies(what == "die")],
+        title="npn",
+        checkpoints=store,
+    )
+    try:
+        e.fit(resume=what == "resume")
+    except LostError as error:
+        (folder / "lost").write_text(str(error))
+        raise SystemExit(1) from None
+    assert torch.distributed.get_backend() == "gloo"
+    save_file(e.model.state_dict(), folder / f"{e.rank}.safetensors")
+
+
+def both(folder: Path, what: str) -> tuple[int, int]:
+    """Exit status of two processes that find each other without a launcher's supervision."""
+    call = (group(), "tests.training.test_processes:child", str(folder), what)
+    running = [server().Process(target=enter, args=(rank, *call)) for rank in (0, 1)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(120)
+    return int(running[0].exitcode), int(running[1].exitcode)
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_one_sentence_and_resumes_bit_equal(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     for name, steps in (("whole", ["run"]), ("killed", ["die", "resume"])):
         (tmp_path / name).mkdir()
         for what in steps:
-            first, second = both(tmp_path / name, what)
+            status = both(tmp_path / name, what)
             if what != "die":
-                assert (first[0], second[0]) == (0, 0), first[1] + second[1]
+                assert status == (0, 0)
                 continue
-            assert second[0] == -signal.SIGKILL
-            assert first[0] == 1
+            assert status == (1, -signal.SIGKILL)
             last = tmp_path / name / "checkpoints" / "step-000000006"
-            assert first[1].strip().splitlines()[-1] == (
-                "LOST Rank 1 of the 2 processes has ended (npn, epoch 2, step 9); see "
+            assert (tmp_path / name / "lost").read_text() == (
+                "Rank 1 of the 2 processes has ended (npn, epoch 2, step 9); see "
                 "its own error message for the cause. The last "
                 f"valid checkpoint is {last}. The same command, including the launcher, resumes with resume=True."
             )

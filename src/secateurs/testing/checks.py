@@ -21,7 +21,7 @@ from secateurs.testing.networks import NETWORKS, data, images, network
 from secateurs.testing.state import State, assert_equal_states, expect, outputs, refused
 
 # Settings that make a method fast on tiny data; those that a method does not have are skipped.
-QUICK: dict[str, Any] = {"epochs": 1, "steps": 4}
+QUICK: dict[str, Any] = {"epochs": 1, "steps": 4, "examples": 8}
 
 Check = Callable[[Method], None]
 CHECKS: dict[str, Check] = {}

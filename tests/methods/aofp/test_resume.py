@@ -3,9 +3,7 @@ processes pick the filters that one would have picked."""
 
 from __future__ import annotations
 
-import functools
 import json
-import multiprocessing as mp
 import os
 import signal
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import torch
 
 import secateurs as sc
-from tests.processes import on_two
+from tests.processes import on_two, server
 from tests.test_resume_prune import _dying, assert_same, assert_whole, loader, outcome
 
 COST = 5  # batches to a search step; an epoch has 6
@@ -44,16 +42,9 @@ def child(folder: str, resume: bool, die_at: tuple[str, int] | None, ready: Any)
     result.save(Path(folder) / "artifact")
 
 
-@functools.lru_cache(maxsize=1)
-def context() -> Any:
-    found = mp.get_context("forkserver")
-    found.set_forkserver_preload(["secateurs.api", "secateurs.methods.aofp.pruner", "accelerate", __name__])
-    return found
-
-
 def start(folder: Path, resume: bool = False, die_at: tuple[str, int] | None = None) -> int:
-    ready = context().Event()
-    process = context().Process(target=child, args=(str(folder), resume, die_at, ready))
+    ready = server().Event()
+    process = server().Process(target=child, args=(str(folder), resume, die_at, ready))
     process.start()
     assert ready.wait(60)
     process.join(120)

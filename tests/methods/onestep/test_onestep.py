@@ -359,7 +359,7 @@ def test_nodes_are_found_on_every_kind_of_network(spec: str, scope: Any) -> None
     before, after = by_name(feature_maps(model, x)), by_name(feature_maps(small, x))
     assert [before[n].shape for n in nodes] == [after[n].shape for n in nodes]
     assert choose(sc.Mimic(), small, model, x, nodes) == tuple(nodes)
-    batch = torch.randn(4, 3, size, size), torch.randint(0, 10, (4,))
+    batch = torch.randn(2, 3, size, size), torch.randint(0, 10, (2,))
     (line,) = recover(
         small, [batch], sc.Mimic(steps=1), teacher=model, example_inputs=x, nodes=nodes, progress="silent"
     )
