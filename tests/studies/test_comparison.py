@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.cutting import Pruning
 from secateurs.graph.counter import MacCounter
 from secateurs.methods import registry, resolve
 from secateurs.studies.comparison import read_comparison
@@ -154,6 +156,27 @@ def test_a_search_is_counted_as_it_runs(method: str, least: float, most: float) 
     assert 0 <= cost.once < 64  # of eight images a step
     twice = search_cost(model, data[0][0][:2], resolve(method), sc.Budget(macs=0.5), data, 0)
     assert twice.epoch == pytest.approx(cost.epoch, rel=0.01)  # whatever batch it is traced with
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_the_cut_takes_afterwards_is_no_training(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    """Which channels are cut decides what calibration does, and they differ between a short search and a longer one."""
+    torch.manual_seed(0)
+    model = tiny().eval()
+    arguments = model, torch.zeros(1, 3, 8, 8), resolve("npn"), sc.Budget(macs=0.5), batches().train, 0
+    expected = search_cost(*arguments)
+    usual, cuts = Pruning._calibrated, itertools.count()
+
+    def calibrated(self: Pruning, task: Any, *cut: Any) -> Any:
+        if next(cuts) == (0 if first else 1):
+            task.model(torch.zeros(300, 3, 8, 8))
+        return usual(self, task, *cut)
+
+    monkeypatch.setattr(Pruning, "_calibrated", calibrated)
+    found = search_cost(*arguments)
+    assert next(cuts) == 2
+    assert found.epoch == pytest.approx(expected.epoch, rel=1e-6)
+    assert expected.once + 1 < found.once < expected.once + 101  # the larger of the two cuts
 
 
 def test_a_teacher_costs_a_third_of_a_pass() -> None:

@@ -1,18 +1,20 @@
 """Compute in training passes: forward and backward through the uncut network over all training images, 3 · MACs for each.
 
 All that runs is counted, as costs are everywhere, in short searches with the method's own settings: AOFP's second path and
-NPN's pruner, too. Of two searches, one twice as long as the other, the difference is what training costs, and the rest is
-what the method does once, before and after it.
+NPN's pruner, too. Of two searches, one twice as long as the other, the difference is what training costs. The rest is what the
+method does once, and the calibration after the cut. That depends on which channels were cut, so it is counted separately, and
+the larger of the two counts.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
 from torch import nn
 
 from secateurs.api import prune
@@ -22,7 +24,7 @@ from secateurs.data.structure import examples
 from secateurs.errors import ConfigError
 from secateurs.graph import Cost, count
 from secateurs.graph.counter import MacCounter
-from secateurs.methods import Method, TrainingMethod
+from secateurs.methods import Method, Task, TrainingMethod
 from secateurs.methods.pruner import Taught
 from secateurs.recovery import Reconstruct, Recover
 from secateurs.report import count as counted
@@ -64,21 +66,37 @@ def search_cost(
     `prune`."""
     image = 3 * count(model, inputs).macs / examples(inputs)
 
-    def run(chosen: Method) -> tuple[float, float]:
-        began = time.perf_counter()
+    def run(chosen: Method) -> np.ndarray:  # (2, 2): of the search and of the rest, passes of an image and seconds
+        read = [(0.0, time.perf_counter())]
         with MacCounter() as counter:
+            if isinstance(chosen, TrainingMethod):
+                chosen = _observed(chosen, lambda: read.append((counter.macs / image, time.perf_counter())))
             prune(model, inputs, chosen, budget, Data(train), seed=seed, progress=False, check_speed=False, **options)
-        return counter.macs / image, time.perf_counter() - began
+            read.append((counter.macs / image, time.perf_counter()))
+        return np.diff([read[0], read[-2], read[-1]], axis=0)
 
     if not isinstance(method, TrainingMethod):
-        return SearchCost(0.0, *run(method))
+        return SearchCost(0.0, *run(method).sum(0))
     rows = sum(examples(batch) for batch, _ in zip(train, range(STEPS), strict=False))
-    (short, began), (long, ended) = (
+    (short, after), (long, later) = (
         run(lasting(method, epochs, steps_per_epoch=STEPS)) for epochs in (EPOCHS, 2 * EPOCHS)
     )
-    epoch = (long - short) / (EPOCHS * rows)
-    trained = max(0.0, ended - began)  # seconds, in which a busy machine may be slower at first
-    return SearchCost(epoch, max(0.0, short - EPOCHS * rows * epoch), max(0.0, began - trained))
+    trained = np.maximum(long - short, 0)  # a busy machine may be slower at first
+    once, seconds = np.maximum(short - trained, 0) + np.maximum(after, later)
+    return SearchCost(float(trained[0]) / (EPOCHS * rows), float(once), float(seconds))
+
+
+def _observed(method: Method, selected: Callable[[], None]) -> Method:
+    """The method, which calls this function whenever it has selected the channels."""
+    kind: Any = type(method)
+
+    def select(self: Any, task: Task) -> Any:
+        found = kind.select(self, task)
+        selected()
+        return found
+
+    observed = type(kind.__name__, (kind,), {"select": select, "__module__": kind.__module__})
+    return cast("Method", observed(**method.model_dump(exclude_unset=True)))
 
 
 def lasting(method: Method, epochs: float, **settings: Any) -> Method:
