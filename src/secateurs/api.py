@@ -25,7 +25,8 @@ from secateurs.errors import ConfigError, DataError, Setting
 from secateurs.files import check_writable
 from secateurs.graph.copies import copied
 from secateurs.graph.inputs import tensors
-from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
+from secateurs.methods.limits import Counts, Cuts, Limits, Ratios
+from secateurs.methods.matching import Layers
 from secateurs.methods.method import Method, Scope
 from secateurs.methods.pruner import Pruner, Taught, TrainingMethod
 from secateurs.methods.registry import resolve

@@ -152,6 +152,10 @@ def test_the_larger_of_two_bounds_counts() -> None:
     [
         ({"exclude": "blok"}, r"exclude='blok' matches no layer that makes channels. Did you mean block"),
         ({"only": ["block", "haed.*"]}, r"only='haed.\*' matches no layer .* Did you mean head"),
+        (
+            {"exclude": ["blok", "block"], "max_cut": {"haed": 0.5}},
+            r"exclude='blok' matches no layer .* block.*\? max_cut=\{'haed': 0.5\} matches no layer .* Did you mean head",
+        ),
         ({"ratios": {"blok.0": 0.5}}, r"ratios=\{'blok.0': 0.5\} matches no layer .* Did you mean block.0"),
         ({"exclude": "stem.1"}, r"exclude='stem.1' matches stem.1, which makes no channels of its own: name stem.0"),
         ({"exclude": "stem.2"}, r"matches stem.2, in which no layer makes channels"),

@@ -15,7 +15,8 @@ from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ArtifactError, ConfigError, SpecError
 from secateurs.graph.structures import map_tensors
-from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
+from secateurs.methods.limits import Counts, Cuts, Limits, Ratios
+from secateurs.methods.matching import Layers
 from secateurs.methods.method import Method, Scope, check_budget, check_scope
 from secateurs.methods.pruner import Pruner, TrainingMethod
 from secateurs.methods.registry import resolve

@@ -6,20 +6,18 @@ import glob
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor, nn
 
 from secateurs.data.structure import kind_of
-from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
+from secateurs.errors import ConfigError, Message, Setting, a_or_an
 from secateurs.graph import ChannelGraph, ChannelGroup
 from secateurs.keywords import explained
-from secateurs.proposed import Exactly, Proposes, check_no_file, largest_cuts, study_of, whose
+from secateurs.methods.matching import Layers, Matcher, Which
+from secateurs.proposed import Proposes, check_no_file, largest_cuts, study_of, whose
 
-Which = str | type[nn.Module] | nn.Module | Callable[[ChannelGroup], Any]
-Layers = Which | Iterable[Which]
 Fractions = Mapping[Any, float]  # by `Which`
 Ratios = Fractions | Proposes
 Cuts = float | Fractions | Proposes
@@ -149,19 +147,20 @@ class Limits:
         """What they mean for the groups of a network; left out are groups that are not limited, or cannot be cut, but for those
         that a ratio names.
 
-        Raises ConfigError, with similar names, for a pattern that matches nothing; for a ratio that has no effect, since what
+        Raises ConfigError, with similar names, for patterns that match nothing; for a ratio that has no effect, since what
         it names cannot be cut; and for limits that contradict each other.
         """
         if not self:
             return {}
         match = Matcher(graph)
+        match.check(self._patterns())
         bounds = {g.name: free(g) for g in graph.groups}
         for which in self.exclude:
             setting = Setting("exclude", _shown(which))
-            for g in match(which, setting):
+            for g in match(which):
                 bounds[g.name] = _held(g, "excluded by ", setting)
         if self.only is not None:
-            names = {g.name for which in self.only for g in match(which, Setting("only", _shown(which)))}
+            names = {g.name for which in self.only for g in match(which)}
             several = tuple(map(_shown, self.only))
             setting = Setting("only", several if len(several) > 1 else several[0])
             for g in graph.groups:
@@ -171,7 +170,7 @@ class Limits:
             own: dict[str, tuple[ChannelGroup, Setting, Any]] = {}  # of several that match, the last counts
             for which, x in getattr(self, name):
                 setting = _setting(name, which, x)
-                found = match(which, setting)
+                found = match(which)
                 # Of the many groups of a study, the user may hold some.
                 asked = found if study_of(which) is None else [g for g in found if not bounds[g.name].held]
                 if name == "ratios" and x < 1 and asked and all(_stays(g, bounds, scope) for g in asked):
@@ -184,6 +183,13 @@ class Limits:
                 elif name == "ratios" and x < 1 and not bounds[g.name].held:
                     bounds[g.name] = _missed(g, bounds[g.name], setting, why)
         return {name: bound for name, bound in bounds.items() if bound.by or bound.missed}
+
+    def _patterns(self) -> Iterator[tuple[Which, Setting]]:
+        """All patterns, each with the setting that it is from."""
+        for name in ("exclude", "only"):
+            yield from ((which, Setting(name, _shown(which))) for which in getattr(self, name) or ())
+        for name in ("min_channels", "max_cut", "ratios"):
+            yield from ((which, _setting(name, which, x)) for which, x in getattr(self, name))
 
 
 def held(graph: ChannelGraph, bounds: Bounds) -> set[str]:
@@ -209,58 +215,6 @@ def limiting(bounds: Iterable[Bound]) -> tuple[Setting, ...]:
     for bound in bounds:
         found += [setting for setting in bound.by if setting not in found]
     return tuple(found)
-
-
-class Matcher:
-    """Finds the groups of a network that a pattern, a module, a type or a function stands for."""
-
-    def __init__(self, graph: ChannelGraph) -> None:
-        self.graph = graph
-        self._makers = {g.name: {g.name, *_around(g.producers)} for g in graph.groups}
-
-    def __call__(self, which: Which, setting: Setting) -> list[ChannelGroup]:
-        """setting: where it is from. Raises ConfigError if it matches no group. A function may match none."""
-        found = [g for g in self.graph.groups if self._is(g, which)]
-        if not found and (isinstance(which, str | type | nn.Module)) and which != "*":
-            raise ConfigError(setting, *self._nothing(which))
-        return found
-
-    def _is(self, group: ChannelGroup, which: Which) -> bool:
-        if isinstance(which, Exactly):
-            return group.name == which
-        if isinstance(which, str):
-            return any(name == which or fnmatchcase(name, which) for name in self._makers[group.name])
-        modules = self.graph.modules
-        if isinstance(which, type):
-            around = _around(dict.fromkeys(s.module for s in group.slots))
-            return any(name in modules and isinstance(modules[name], which) for name in around)
-        if isinstance(which, nn.Module):
-            return any(modules.get(name) is which for name in self._makers[group.name])
-        return bool(which(group))
-
-    def _nothing(self, which: Which) -> tuple[object, ...]:
-        """What to say about a pattern that matches no group."""
-        if not isinstance(which, str):
-            return (" matches no layer of the network.",)
-        if study_of(which) is not None:
-            return (f" is of another network: this one has no channel group {which}.",)
-        touched = {s.module for g in self.graph.groups for s in g.slots}
-        others = [n for n in self.graph.modules if n and (n == which or fnmatchcase(n, which))]
-        if made := next((n for n in others if n in touched), None):
-            made_by = next(g.producers for g in self.graph.groups if any(s.module == made for s in g.slots))
-            return (f" matches {made}, which makes no channels of its own: name {' or '.join(made_by[:2])}.",)
-        if others:
-            return (f" matches {others[0]}, in which no layer makes channels.",)
-        known = {name for names in self._makers.values() for name in names}
-        return (f" matches no layer that makes channels. {nearest(which, known)}",)
-
-
-def _around(names: Iterable[str]) -> Iterator[str]:
-    """These modules and all that they are in, but the network itself."""
-    for name in names:
-        while name:
-            yield name
-            name = name.rpartition(".")[0]
 
 
 # -- what a limit says of a group -------------------------------------------------------------------------------------

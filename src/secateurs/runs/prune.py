@@ -17,7 +17,8 @@ from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting
 from secateurs.keywords import explained
 from secateurs.methods import Method, resolve
-from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
+from secateurs.methods.limits import Counts, Cuts, Limits, Ratios
+from secateurs.methods.matching import Layers
 from secateurs.methods.method import Scope, check_budget, check_scope
 from secateurs.methods.rounds import Rounds, Schedule
 from secateurs.recovery import phases

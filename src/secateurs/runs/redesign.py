@@ -25,7 +25,8 @@ from secateurs.graph import Cost
 from secateurs.graph import count as counted
 from secateurs.keywords import explained
 from secateurs.methods import Method, resolve
-from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
+from secateurs.methods.limits import Counts, Cuts, Limits, Ratios
+from secateurs.methods.matching import Layers
 from secateurs.methods.method import Scope, check_scope
 from secateurs.plans import PrunableGraph, trace
 from secateurs.preflight import task_for

@@ -17,7 +17,8 @@ from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting, nearest
 from secateurs.graph.inputs import check_model
 from secateurs.methods import Method
-from secateurs.methods.limits import Counts, Cuts, Layers, Limits, Ratios
+from secateurs.methods.limits import Counts, Cuts, Limits, Ratios
+from secateurs.methods.matching import Layers
 from secateurs.methods.method import Scope, check_scope
 from secateurs.preflight import check_options
 from secateurs.runs.sources import DataSpec

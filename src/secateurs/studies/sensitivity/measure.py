@@ -25,7 +25,8 @@ from secateurs.graph import ChannelGroup
 from secateurs.graph.copies import copied
 from secateurs.methods.assess import Assessor, reporter, spread
 from secateurs.methods.criterion import Criterion
-from secateurs.methods.limits import Layers, Limits
+from secateurs.methods.limits import Limits
+from secateurs.methods.matching import Layers
 from secateurs.methods.method import Method, Scope, Task
 from secateurs.methods.oracle.ablation import Judging
 from secateurs.placement import Placement
