@@ -1,4 +1,4 @@
-"""What other pruning libraries call a setting, and what it is called here."""
+"""What other libraries and training loops call a setting, and what it is called here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from secateurs.errors import Setting, Spelling, python
 
 STAYS = (Setting("macs"), "the share of the MACs that stays, in place of what goes")
 NAMES = (Setting("only"), "the layers that may be cut")
-# torch-pruning's names, torch.nn.utils.prune's and NNI's: what to pass, and what that is; or what else to do.
+PHASES = (Setting("recover"), "the training after the cut, with its own length, learning rate and optimizer")
+BATCHES = (Setting("data"), "the training batches, and those to validate on")
+# Names of torch-pruning, torch.nn.utils.prune, NNI and training loops: what to pass, and what that is; or what else to do.
 KEYWORDS: dict[str, tuple[Setting, str] | str] = {
     "pruning_ratio": STAYS, "ch_sparsity": STAYS, "sparsity": STAYS, "amount": STAYS, "prune_ratio": STAYS,
     "sparse_ratio": STAYS, "total_sparsity": STAYS,
@@ -26,12 +28,17 @@ KEYWORDS: dict[str, tuple[Setting, str] | str] = {
     "isomorphic": (Setting("ranking", "isomorphic"), "a setting of the method"),
     "unwrapped_parameters": "Leave it out: the trace finds parameters outside of layers.",
     "channel_groups": "Leave it out: the trace finds which channels belong together.",
+    "epochs": PHASES, "steps": PHASES, "lr": PHASES, "learning_rate": PHASES, "optimizer": PHASES, "finetune_epochs": PHASES,
+    "train_loader": BATCHES, "train_dataloader": BATCHES, "dataloader": BATCHES, "val_loader": BATCHES,
+    "val_dataloader": BATCHES,
+    "criterion": (Setting("loss"), "a function (outputs, targets) -> scalar"),
+    "loss_fn": (Setting("loss"), "a function (outputs, targets) -> scalar"),
     "customized_pruners": "Leave it out: a rule for an operation of your own is registered by sc.register_rule.",
 }  # fmt: skip
 
 
 def suggestion(name: str, spelling: Spelling = python, known: Collection[str] | None = None) -> str | None:
-    """What to write in place of a setting of another library, as a sentence; None for a name that is not known.
+    """What to write in place of a setting that has another name elsewhere, as a sentence; None for a name that is not known.
 
     known: the settings that there are, None for all of them: nothing else is suggested.
     """

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import get_args, get_origin
 
@@ -203,13 +203,20 @@ def _usage(error: CycloptsError) -> str:
         said = advice
     elif isinstance(error, UnknownOptionError) and error.token.keyword in OF_METHODS and "--method" in flags:
         said = f'{error.token.keyword} is not an option here: settings follow the method, --method "pff preset=paper lr=0.01".'
-    elif isinstance(error, UnknownOptionError) and (ours := suggestion(error.token.keyword or "", option)) is not None:
+    elif isinstance(error, UnknownOptionError) and (ours := _ours(error.token.keyword or "", flags)) is not None:
         said = f"{error.token.keyword} is not an option here. {ours}"
     elif isinstance(error, UnusedCliTokensError) and command in app:
         said = _unused(command, error.unused_tokens or [], error.root_input_tokens or [])
     else:
         said = str(error).rstrip()
     return f"{said} See {f'secateurs {command}'.rstrip()} --help."
+
+
+def _ours(keyword: str, flags: Collection[str]) -> str | None:
+    """What to write for an option that has another name elsewhere, if the command has ours."""
+    found = suggestion(keyword, option)
+    options = [word.strip(".,:") for word in (found or "").split() if word.startswith("--")]
+    return found if set(options) <= set(flags) else None
 
 
 def _meant(error: CoercionError) -> str | None:
