@@ -38,6 +38,7 @@ from secateurs.methods.pruner import Taught
 from secateurs.studies.comparison.bench import Bench
 from secateurs.studies.comparison.compute import SearchCost
 from secateurs.studies.comparison.contestants import Cell, Contestant, recipes
+from secateurs.studies.comparison.folder import VERSION
 from secateurs.studies.comparison.outcomes import Spread
 from secateurs.studies.comparison.work import Network, Work
 from secateurs.tasks.purpose import Purpose
@@ -113,12 +114,17 @@ class Accuracy:
 
     # -- cells in files -----------------------------------------------------------------------------------------------
 
+    @cached_property
+    def weights(self) -> str:
+        return hashlib.sha256(self.args.weights.read_bytes()).hexdigest()
+
     def settings(self, case: Case) -> dict[str, Any]:
         """What a cell's figures depend on."""
         a = self.args
         return {
             "network": a.network, "images": a.images, "test": a.test, "epochs": a.epochs, "search": self.share(case),
-            "unit": a.unit, "batch_size": a.batch_size, **vars(case),
+            "unit": a.unit, "batch_size": a.batch_size, "data": a.data, "normalize": a.normalize,
+            "weights": self.weights, "version": VERSION, **vars(case),
         }  # fmt: skip
 
     def file(self, case: Case) -> Path:

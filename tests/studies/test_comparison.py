@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import subprocess
 import sys
@@ -17,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.cutting import Pruning
-from secateurs.graph.counter import MacCounter
-from secateurs.methods import registry, resolve
+from secateurs.methods import registry
 from secateurs.studies.comparison import read_comparison
 from secateurs.studies.comparison.bench import Bench
-from secateurs.studies.comparison.compute import divided, recovery_cost, search_cost, shared, width_of
-from secateurs.studies.comparison.contestants import Cell, Contestant, recipes
+from secateurs.studies.comparison.compute import (
+    width_of,
+)
+from secateurs.studies.comparison.contestants import Contestant, recipes
 from secateurs.studies.comparison.crew import devices
 from secateurs.studies.comparison.outcomes import Spread
 from secateurs.studies.comparison.work import Network, Work
@@ -141,93 +140,6 @@ def test_what_a_forward_takes_in_training() -> None:
 def _taught(model: nn.Module, batch: Any) -> Tensor:
     loss: Tensor = model(*batch)
     return loss
-
-
-# -- compute -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("method", "least", "most"), [("l2", 0, 0), ("aofp", 0.9, 2), ("npn", 1, 3)])
-def test_a_search_is_counted_as_it_runs(method: str, least: float, most: float) -> None:
-    torch.manual_seed(0)
-    model = sc.build("zoo:small_cnn", num_classes=10).eval()
-    data = [(torch.randn(8, 3, 32, 32), torch.arange(8)) for _ in range(4)]
-    cost = search_cost(model, data[0][0][:1], resolve(method), sc.Budget(macs=0.5), data, 0)
-    assert least <= cost.epoch <= most
-    assert 0 <= cost.once < 64  # of eight images a step
-    twice = search_cost(model, data[0][0][:2], resolve(method), sc.Budget(macs=0.5), data, 0)
-    assert twice.epoch == pytest.approx(cost.epoch, rel=0.01)  # whatever batch it is traced with
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_what_the_cut_takes_afterwards_is_no_training(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
-    """Which channels are cut decides what calibration does, and they differ between a short search and a longer one."""
-    torch.manual_seed(0)
-    model = tiny().eval()
-    arguments = model, torch.zeros(1, 3, 8, 8), resolve("npn"), sc.Budget(macs=0.5), batches().train, 0
-    expected = search_cost(*arguments)
-    usual, cuts = Pruning._calibrated, itertools.count()
-
-    def calibrated(self: Pruning, task: Any, *cut: Any) -> Any:
-        if next(cuts) == (0 if first else 1):
-            task.model(torch.zeros(300, 3, 8, 8))
-        return usual(self, task, *cut)
-
-    monkeypatch.setattr(Pruning, "_calibrated", calibrated)
-    found = search_cost(*arguments)
-    assert next(cuts) == 2
-    assert found.epoch == pytest.approx(expected.epoch, rel=1e-6)
-    assert expected.once + 1 < found.once < expected.once + 101  # the larger of the two cuts
-
-
-def test_a_teacher_costs_a_third_of_a_pass() -> None:
-    assert recovery_cost(sc.Recover(share=0), 0.3, 100) == 0.3
-    assert recovery_cost(sc.Recover(), 0.3, 100) == pytest.approx(0.3 + 1 / 3)
-    assert recovery_cost(sc.Reconstruct(images=50), 0.3, 100) == pytest.approx(0.5 * 1.3 / 3)
-
-
-def test_phases_share_what_is_left() -> None:
-    rebuild, mimic, tune = shared([sc.Reconstruct(images=50), sc.Mimic(), sc.Recover(share=0)], 3, 0.5, 100)
-    fixed = recovery_cost(rebuild, 0.5, 100)
-    assert mimic.epochs * (0.5 + 1 / 3) == pytest.approx((3 - fixed) / 2)
-    assert tune.epochs * 0.5 == pytest.approx((3 - fixed) / 2)
-    (none,) = shared([sc.Recover()], -1, 0.5, 100)
-    assert none.epochs == 0
-
-
-def test_what_an_epoch_of_the_cut_network_costs() -> None:
-    whole = sc.Cost(macs=1000, params=100)
-    assert width_of(sc.Budget(macs=0.3), whole, "macs") == 0.3
-    assert width_of(sc.Budget(macs=300), whole, "macs") == 0.3
-    assert width_of(sc.Budget(macs=0.3), whole, "steps") == 1
-    assert width_of(sc.Budget(params=0.3), whole, "macs") == 1
-
-
-@pytest.mark.parametrize("method", ["l2", "aofp", "npn"])
-def test_what_is_reported_is_what_runs(method: str) -> None:
-    """All multiply-accumulates of a cell, counted while it runs, against its figure."""
-    torch.manual_seed(0)
-    model = tiny(width=48).eval()
-    data = sc.Data(
-        [(torch.randn(32, 3, 8, 8), torch.arange(32) % 10)] * 16, [(torch.randn(1, 3, 8, 8), torch.zeros(1).long())]
-    )
-    work = Work(Network(module=model), torch.randn(1, 3, 8, 8), data, Purpose(), (sc.Recover(),), epochs=3.0)
-    bench = Bench(work, "cpu")
-    cell = Cell(Contestant.of(method), sc.Budget(macs=0.5), 0)
-    cost = bench.search_cost(cell)
-    with MacCounter() as counter:
-        figures = bench.measure(cell, cost)
-    images = 16 * 32
-    brute = counter.macs / (3 * bench.cost.macs * images)
-    assert brute == pytest.approx(figures["passes"], rel=0.06)
-    assert figures["passes"] == pytest.approx(3, abs=0.01)
-
-
-def test_a_method_that_takes_more_than_there_is() -> None:
-    cost = search_cost(tiny(), torch.randn(1, 3, 8, 8), resolve("aofp"), sc.Budget(macs=0.5), batches().train, 0)
-    with pytest.raises(sc.ConfigError, match="aofp with 5 epochs takes"):
-        divided(sc.AOFP(epochs=5), 0.3, 3, cost, 32, 2, 0.5, [sc.Recover()])
-    kept = divided(sc.AOFP(epochs=1), 0.3, 3, cost, 32, 2, 0.5, [sc.Recover()])
-    assert kept.epochs == 1
 
 
 # -- what ends a cell --------------------------------------------------------------------------------------------------

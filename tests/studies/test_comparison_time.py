@@ -163,11 +163,14 @@ def test_when_time_is_over_no_cell_begins(clock: Clock, tmp_path: Path) -> None:
 def test_seconds_of_what_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
 
-    def prune(model: Any, inputs: Any, method: Method, *_: Any, **__: Any) -> None:
+    def prune(model: Any, inputs: Any, method: Method, *_: Any, **__: Any) -> Any:
         clock.now += 4
+        steps = 0
         if isinstance(method, TrainingMethod):
             method.select(None)  # type: ignore[arg-type]
+            steps = int(3 * method.epochs)  # type: ignore[attr-defined]
         clock.now += 6
+        return SimpleNamespace(history=[{"train_loss": 1.0, "step": steps}])
 
     def select(method: sc.AOFP, _task: Any) -> None:
         assert method.epochs is not None

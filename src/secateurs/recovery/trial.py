@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import torch
@@ -32,27 +32,47 @@ def check_data(recipes: Sequence[Phase], model: nn.Module, data: Any, objective:
     trains, (train, _) = [recipe for recipe in recipes if isinstance(recipe, Recipe)], split_data(data)
     if not trains or isinstance(train, Iterator):
         return
+    check, batch = _first(model, train, objective)
+    for recipe in trains:
+        with suppress(DataError):
+            _tried(recipe, model, check, batch, objective)
+
+
+def taught(recipe: Recover, model: nn.Module, data: Any, objective: Objective) -> bool:
+    """Whether the original teaches the network on the data, as far as the first batch says. Raises ConfigError if it has to,
+    and cannot."""
+    train, _ = split_data(data)
+    if not recipe.share or isinstance(train, Iterator):
+        return recipe.share > 0
+    with suppress(DataError):
+        return _tried(recipe, model, *_first(model, train, objective), objective) is None
+    return True
+
+
+def _first(model: nn.Module, train: Any, objective: Objective) -> tuple[Check, Batch]:
+    """The first batch, and what checks it."""
     check = Check(model, "train")
     batch = as_batch(first(train, "train"), 0, labels=False, whole=objective.whole)
-    batch, probe = to_device(check.fit(batch, 0), device_of(model)), copied(model).train()
-    for recipe in trains:
-        try:
-            with preserve_rng_state(), torch.no_grad(), check.running(batch, 0):
-                _try(recipe, probe, model, batch, objective)
-        except TrainingError as error:
-            raise ConfigError(error) from error
-        except DataError:
-            pass
+    return check, to_device(check.fit(batch, 0), device_of(model))
 
 
-def _try(recipe: Recipe, probe: nn.Module, model: nn.Module, batch: Batch, objective: Objective) -> None:
-    """The first forward pass of a recipe."""
+def _tried(recipe: Recipe, model: nn.Module, check: Check, batch: Batch, objective: Objective) -> str | None:
+    """Try a recipe on a batch. Returns why the original cannot teach, or None."""
+    try:
+        with preserve_rng_state(), torch.no_grad(), check.running(batch, 0):
+            return _try(recipe, copied(model).train(), model, batch, objective)
+    except TrainingError as error:
+        raise ConfigError(error) from error
+
+
+def _try(recipe: Recipe, probe: nn.Module, model: nn.Module, batch: Batch, objective: Objective) -> str | None:
+    """The first forward pass of a recipe. Returns why the original cannot teach, or None."""
     default = CrossEntropy(recipe.label_smoothing)
     if isinstance(recipe, Recover) and recipe.share:
         with closing(Distilling(probe, model, recipe, required=recipe.teaches)) as distilling:
             outputs, targets, _ = objective.train(probe, batch, default, recipe.mixup)
-            distilling.unfit(objective, outputs, targets, batch.labeled)
-    elif isinstance(recipe, Mimic):
+            return distilling.unfit(objective, outputs, targets, batch.labeled)
+    if isinstance(recipe, Mimic):
         with (
             closing(TeacherHook(probe, model)) as hook,
             Capture(probe, [OUTPUT]) as ours,
@@ -65,3 +85,4 @@ def _try(recipe: Recipe, probe: nn.Module, model: nn.Module, batch: Batch, objec
                 pairs_of(theirs.take()[0], ours.take()[0])
     else:
         objective.train(probe, batch, default, recipe.mixup)
+    return None

@@ -33,8 +33,17 @@ def known_examples(source: Any) -> int | None:
     if hasattr(source, "samples"):
         return int(source.samples)
     if hasattr(source, "dataset"):
-        return B.length(source.dataset)
+        drawn = getattr(source, "sampler", None)  # a part of the data set, perhaps
+        known = B.length(source.dataset if drawn is None else drawn)
+        if known is not None and getattr(source, "drop_last", False) and source.batch_size:
+            known -= known % source.batch_size
+        return known
     return sum(map(examples, source)) if isinstance(source, list | tuple) else None
+
+
+def shapes(inputs: Any) -> list[list[Any]] | None:
+    """Of example inputs, JSON-serializable; None if none were given."""
+    return None if inputs is None else [[str(x.dtype), *x.shape] for x in leaves(inputs)]
 
 
 def _of(source: Any, split: str) -> dict[str, Any]:

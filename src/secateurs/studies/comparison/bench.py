@@ -31,12 +31,15 @@ from secateurs.methods.limits import Limits
 from secateurs.plans import trace
 from secateurs.preflight import task_for
 from secateurs.recovery import Recover, recover
+from secateurs.recovery.trial import taught
+from secateurs.seeds import mix
 from secateurs.studies.comparison.compute import (
     Division,
     SearchCost,
     divided,
     search_cost,
     search_share,
+    searched,
     width_of,
 )
 from secateurs.studies.comparison.contestants import Cell
@@ -143,7 +146,20 @@ class Bench:
             return replace(self.data, train=train.reseeded(seed))
         if hasattr(train, "set_epoch"):
             train.set_epoch(0)
+        samplers = [getattr(train, name, None) for name in ("sampler", "batch_sampler")]
+        for owner in (train, *samplers):  # the user's own generators would run on from cell to cell
+            if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+                generator.manual_seed(mix(seed, "data"))
         return self.data
+
+    @cached_property
+    def recovery(self) -> list[Phase]:
+        """The phases of recovery. Where the original would not teach, they have no share for it, which would cost compute."""
+        found = list(self.work.recover)
+        for i, phase in enumerate(found):
+            if isinstance(phase, Recover) and not taught(phase, self.model, self.data, self.objective):
+                found[i] = phase.model_copy(update={"share": 0.0})
+        return found
 
     @property
     def options(self) -> dict[str, Any]:
@@ -215,7 +231,7 @@ class Bench:
         contestant, work = cell.contestant, self.work
         share = search_share(contestant.method, work.search if contestant.search is None else contestant.search)
         width = width_of(cell.budget, self.whole, work.unit)
-        recovery = [Recover(share=0)] if contestant.own else work.recover
+        recovery = self.recovery if not contestant.own else [Recover(share=0)] * bool(work.recover)
         return divided(contestant.method, share, work.epochs, cost, self.images, self.steps, width, recovery)
 
     def measure(self, cell: Cell, known: SearchCost | None = None, folder: Path | None = None) -> Record:
@@ -235,15 +251,17 @@ class Bench:
         groups = {g.name: g.size for g in trace(self.model, self.inputs, example_targets=self.targets).groups}
         narrowest = min((len(kept) / groups[name] for name, kept in result.plan.groups.items()), default=1.0)
         cut = next((i for i, line in enumerate(result.history) if line.get("event") == "calibrated"), None)
-        steps = [line["step"] for line in result.history[:cut] if division.epochs and "train_loss" in line]
+        steps = searched(result.history[:cut]) if division.epochs else 0
+        unused = division.epochs - steps / self.steps  # epochs of a search that ended early
         stages = {
             "original": result.before, "cut": result.cut, "calibrated": result.calibrated, "recovered": result.after
         }  # fmt: skip
         timed = {} if result.latency is None else {"latency": asdict(result.latency)}
         return {
             **{stage: asdict(self.each(figures)) for stage, figures in stages.items()},
-            "error": None if math.isnan(result.error) else result.error, "narrowest": narrowest, "passes": division.passes,
-            "search": {"epoch": cost.epoch, "once": cost.once, "epochs": division.epochs, "steps": max(steps, default=0)},
+            "error": None if math.isnan(result.error) else result.error, "narrowest": narrowest,
+            "passes": division.passes - (unused * cost.epoch if unused * self.steps > 1 else 0.0),
+            "search": {"epoch": cost.epoch, "once": cost.once, "epochs": division.epochs, "steps": steps},
             "recovery": _recorded(division.recovery), **timed,
             "warnings": [*division.warnings, *result.warnings], **_took(*clocks), "machine": device_name(self.where),
         }  # fmt: skip
@@ -257,11 +275,11 @@ class Bench:
         cost = self.each(count(small, self.inputs))
         cut = measured(cost, small, data, self.objective)
         division = self.division(cell, once)
-        (recipe,) = division.recovery
-        recover(
-            small, data, recipe, seed=cell.seed, device=self.where, objective=self.objective,
-            progress="lines" if self.work.progress else "silent",
-        )  # fmt: skip
+        for recipe in division.recovery:
+            recover(
+                small, data, recipe, seed=cell.seed, device=self.where, objective=self.objective,
+                progress="lines" if self.work.progress else "silent",
+            )  # fmt: skip
         after = measured(cost, small, data, self.objective)
         return {
             "original": asdict(original), "cut": asdict(cut), "calibrated": None, "recovered": asdict(after), "error": None,

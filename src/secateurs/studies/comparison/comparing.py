@@ -40,7 +40,7 @@ from secateurs.studies.comparison.folder import ComparisonFolder
 from secateurs.studies.comparison.result import Comparison
 from secateurs.studies.comparison.running import Running
 from secateurs.studies.comparison.work import OWN, Network, Work
-from secateurs.studies.fingerprint import fingerprint
+from secateurs.studies.fingerprint import fingerprint, shapes
 from secateurs.tasks import VisionTask
 from secateurs.tasks.purpose import Purpose
 from secateurs.training import Phase
@@ -197,7 +197,7 @@ def _settings(work: Work, limits: Limits, scope: Scope | None, allow_inexact: bo
         "model": work.network.name, "weights": work.network.digest(), **given_as, **data, **work.purpose.record(),
         "primary": work.purpose.task.primary if work.purpose.metrics is None else next(iter(work.purpose.metrics), "top1"),
         "epochs": float(work.epochs), "unit": work.unit, "search": work.search, "scope": scope, "limits": limits.record(),
-        "allow_inexact": allow_inexact,
+        "allow_inexact": allow_inexact, "inputs": shapes(work.inputs), "targets": shapes(work.targets),
         "recover": [phase.record() for phase in work.recover],
     }  # fmt: skip
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -66,28 +66,39 @@ def search_cost(
     `prune`."""
     image = 3 * count(model, inputs).macs / examples(inputs)
 
-    def run(chosen: Method) -> np.ndarray:  # (2, 2): of the search and of the rest, passes of an image and seconds
+    def run(chosen: Method) -> tuple[np.ndarray, int]:
+        """(2, 2): of the search and of the rest, passes of an image and seconds; and the steps of the search."""
         read = [(0.0, time.perf_counter())]
         with MacCounter() as counter:
             if isinstance(chosen, TrainingMethod):
                 chosen = _observed(chosen, lambda: read.append((counter.macs / image, time.perf_counter())))
-            prune(model, inputs, chosen, budget, Data(train), seed=seed, progress=False, check_speed=False, **options)
+            result = prune(
+                model, inputs, chosen, budget, Data(train), seed=seed, progress=False, check_speed=False, **options
+            )
             read.append((counter.macs / image, time.perf_counter()))
-        return np.diff([read[0], read[-2], read[-1]], axis=0)
+        return np.diff([read[0], read[-2], read[-1]], axis=0), searched(result.history)
 
     if not isinstance(method, TrainingMethod):
-        return SearchCost(0.0, *run(method).sum(0))
-    rows = sum(examples(batch) for batch, _ in zip(train, range(STEPS), strict=False))
-    (short, after), (long, later) = (
-        run(lasting(method, epochs, steps_per_epoch=STEPS)) for epochs in (EPOCHS, 2 * EPOCHS)
+        return SearchCost(0.0, *map(float, run(method)[0].sum(0)))
+    sizes = [examples(batch) for batch, _ in zip(train, range(STEPS), strict=False)]
+    settings = {"compile": False} if "compile" in type(method).model_fields else {}  # compiled kernels are not counted
+    ((short, after), fewer), ((long, later), more) = (
+        run(lasting(method, epochs, steps_per_epoch=STEPS, **settings)) for epochs in (EPOCHS, 2 * EPOCHS)
     )
-    trained = np.maximum(long - short, 0)  # a busy machine may be slower at first
-    once, seconds = np.maximum(short - trained, 0) + np.maximum(after, later)
-    return SearchCost(float(trained[0]) / (EPOCHS * rows), float(once), float(seconds))
+    # A search ends early when its budget is met: in both runs, or even at once.
+    trained = np.maximum(long - short, 0) / (more - fewer) if more > fewer else long / max(1, more)  # of a step
+    once, seconds = np.maximum(short - fewer * trained, 0) + np.maximum(after, later)
+    epoch = float(trained[0]) * len(sizes) / sum(sizes) if more else 0.0
+    return SearchCost(epoch, float(once), float(seconds))
+
+
+def searched(history: Sequence[Mapping[str, Any]]) -> int:
+    """The steps of a method's own training."""
+    return max((line["step"] for line in history if "train_loss" in line), default=0)
 
 
 def _observed(method: Method, selected: Callable[[], None]) -> Method:
-    """The method, which calls this function whenever it has selected the channels."""
+    """A copy of the method, which calls this function whenever it has selected the channels."""
     kind: Any = type(method)
 
     def select(self: Any, task: Task) -> Any:
@@ -95,8 +106,10 @@ def _observed(method: Method, selected: Callable[[], None]) -> Method:
         selected()
         return found
 
-    observed = type(kind.__name__, (kind,), {"select": select, "__module__": kind.__module__})
-    return cast("Method", observed(**method.model_dump(exclude_unset=True)))
+    observed = method.model_copy()
+    body = {"select": select, "name": method.name, "__module__": kind.__module__}
+    object.__setattr__(observed, "__class__", type(kind.__name__, (kind,), body))
+    return observed
 
 
 def lasting(method: Method, epochs: float, **settings: Any) -> Method:
@@ -106,7 +119,13 @@ def lasting(method: Method, epochs: float, **settings: Any) -> Method:
         raise ConfigError(
             f"{method.name} trains while it prunes, and has no setting epochs: its share of the compute cannot be set."
         )
-    return type(method)(**{**method.model_dump(exclude_unset=True), "epochs": epochs, **settings})
+    return method.model_copy(update={"epochs": epochs, **settings})
+
+
+def _in_all(one: Method | Phase, steps: int) -> float:
+    """How many of its own epochs, which may be shorter, are an epoch of all batches."""
+    own = getattr(one, "steps_per_epoch", None)
+    return 1.0 if own is None else max(1.0, steps / own)
 
 
 def recovery_cost(phase: Phase, macs: float, images: int) -> float:
@@ -120,15 +139,15 @@ def recovery_cost(phase: Phase, macs: float, images: int) -> float:
     return macs + taught / 3
 
 
-def shared(phases: Sequence[Phase], passes: float, macs: float, images: int) -> list[Phase]:
-    """The phases of recovery, which share these passes; those that train do so evenly."""
+def shared(phases: Sequence[Phase], passes: float, macs: float, images: int, steps: int) -> list[Phase]:
+    """The phases of recovery, which share these passes; those that train do so evenly. steps: of an epoch."""
     found = list(phases)
     trained = [phase for phase in found if isinstance(phase, Recipe)]
     fixed = sum(recovery_cost(phase, macs, images) for phase in found if not isinstance(phase, Recipe))
     left = max(0.0, passes - fixed)
     for i, phase in enumerate(found):
         if isinstance(phase, Recipe):
-            epochs = left / len(trained) / recovery_cost(phase, macs, images)
+            epochs = left / len(trained) / recovery_cost(phase, macs, images) * _in_all(phase, steps)
             given = {"epochs": epochs} if phase.steps is None else {"epochs": epochs, "steps": None}
             found[i] = phase.model_copy(update=given)
     return found
@@ -153,9 +172,11 @@ def divided(
     once, epochs, warnings = cost.once / images, 0.0, []
     if isinstance(method, TrainingMethod):
         given = getattr(method, "epochs", None) if "epochs" in method.model_fields_set else None
-        epochs = share * total / cost.epoch if given is None else float(given)
+        own = _in_all(method, steps)
+        # A search whose budget is met from the start costs nothing, however long it might be.
+        epochs = share * total / (cost.epoch or 1.0) if given is None else float(given) / own
         share = share if given is None else 0.0
-        method = lasting(method, epochs)
+        method = lasting(method, epochs * own) if given is None else method
         if share and (taken := epochs * steps) < 1:
             warnings.append(
                 f"its search gets {taken:.2g} of a training step, and takes one. With {_up(total / taken)} epochs it would get "
@@ -167,10 +188,11 @@ def divided(
             f"{method.name} with {epochs:g} epochs takes {epochs * cost.epoch:.2g} passes, and a cell has {total:g}: "
             "give fewer epochs to the method, or more passes to the cells."
         )
-    recovery = shared(recover, left, width, images)
+    recovery = shared(recover, left, width, images, steps)
     trained = [phase for phase in recovery if isinstance(phase, Recipe)]
     others = sum(recovery_cost(phase, width, images) for phase in recovery if not isinstance(phase, Recipe))
-    if any((phase.epochs or 0.0) * steps < 1 for phase in trained):
+    lengths = [(phase.epochs or 0.0) / _in_all(phase, steps) for phase in trained]  # epochs of all batches
+    if any(length * steps < 1 for length in lengths):
         before = once + epochs * cost.epoch + others
         fixed = before - share * total  # what does not grow with the compute
         enough = max(fixed, len(trained) * max(recovery_cost(phase, width, images) for phase in trained) / steps)
@@ -180,7 +202,9 @@ def divided(
             f"{'the rest of ' if others else ''}recovery. With "
             f"{_up((fixed + enough) / (1 - share))} epochs, it would get {enough:.2g} passes."
         )
-    spent = others + sum((phase.epochs or 0.0) * recovery_cost(phase, width, images) for phase in trained)
+    spent = others + sum(
+        length * recovery_cost(phase, width, images) for length, phase in zip(lengths, trained, strict=True)
+    )
     return Division(method, epochs, recovery, once + epochs * cost.epoch + spent, tuple(warnings))
 
 

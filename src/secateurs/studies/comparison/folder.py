@@ -26,7 +26,7 @@ from secateurs.studies.comparison.contestants import Cell, budget_text
 from secateurs.studies.comparison.outcomes import NOT_RUN, Outcome
 from secateurs.studies.comparison.result import Comparison
 
-FORMAT, VERSION = "secateurs-comparison", 1
+FORMAT, VERSION = "secateurs-comparison", 2  # 2: how compute is counted
 LEFT_OVER = re.compile(r"\..*\.json\.tmp")
 
 

@@ -137,7 +137,7 @@ class TorchPruning(Method):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return tp.pruner.BasePruner(
-                model, task.example_inputs, _importance(tp, self.importance), pruning_ratio=ratio,
+                model, task.example_inputs, _importance(tp, self.importance, task.seed), pruning_ratio=ratio,
                 global_pruning=self.global_pruning, isomorphic=self.isomorphic, ignored_layers=outputs,
                 max_pruning_ratio=self.max_pruning_ratio,
             )  # fmt: skip
@@ -171,7 +171,7 @@ def library() -> Any:
     return torch_pruning
 
 
-def _importance(tp: Any, name: str) -> Any:
+def _importance(tp: Any, name: str, seed: int) -> Any:
     kinds = tp.importance
     made: dict[str, Callable[[], Any]] = {
         "group-l1": lambda: kinds.GroupMagnitudeImportance(p=1),
@@ -184,7 +184,7 @@ def _importance(tp: Any, name: str) -> Any:
         "taylor": kinds.GroupTaylorImportance,
         "random": kinds.RandomImportance,
     }
-    torch.manual_seed(0)  # of random: the same at every ratio
+    torch.manual_seed(seed)  # of random: the same at every ratio
     return made[name]()
 
 

@@ -37,7 +37,7 @@ from secateurs.recovery.calibrate import after_cut_
 from secateurs.report import count, duration
 from secateurs.seeds import checked as checked_seed
 from secateurs.seeds import preserve_rng_state
-from secateurs.studies.fingerprint import fingerprint
+from secateurs.studies.fingerprint import fingerprint, shapes
 from secateurs.studies.sensitivity.asked import criterion, fractions
 from secateurs.studies.sensitivity.record import Record, taken_over
 from secateurs.studies.sensitivity.result import Cut, Group, Sensitivity, primary
@@ -136,7 +136,8 @@ def sensitivity(
             "weights": artifact.weights_digest(model), "method": chosen.record(), "shares": shares, "images": images,
             "calibrate": calibrate is not False, "scope": scope or chosen.default_scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "metric": metric, "seed": seed,
-            **purpose.record(), "data": fingerprint(source),
+            **purpose.record(), "data": fingerprint(source), "inputs": shapes(example_inputs),
+            "targets": shapes(example_targets),
             **(settings or {}),
         },
     )  # fmt: skip
