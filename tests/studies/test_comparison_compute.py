@@ -141,6 +141,11 @@ def test_a_method_is_the_same_but_for_its_length() -> None:
         assert isinstance(found, Scaled)
         assert (found.strength, found._extra, found.name) == (0.5, "mine", "Scaled")
     assert lasting(method, 2.5).epochs == 2.5  # type: ignore[attr-defined]
+
+    class Whole(sc.OneStep):
+        epochs: int = 3  # type: ignore[assignment]
+
+    assert [lasting(Whole(), n).epochs for n in (0.2, 2.7)] == [1, 3]  # type: ignore[attr-defined]
     assert method.epochs is None
 
 

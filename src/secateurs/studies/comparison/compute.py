@@ -119,7 +119,8 @@ def lasting(method: Method, epochs: float, **settings: Any) -> Method:
         raise ConfigError(
             f"{method.name} trains while it prunes, and has no setting epochs: its share of the compute cannot be set."
         )
-    return method.model_copy(update={"epochs": epochs, **settings})
+    whole = type(method).model_fields["epochs"].annotation is int
+    return method.model_copy(update={"epochs": max(1, round(epochs)) if whole else epochs, **settings})
 
 
 def _in_all(one: Method | Phase, steps: int) -> float:
@@ -176,7 +177,9 @@ def divided(
         # A search whose budget is met from the start costs nothing, however long it might be.
         epochs = share * total / (cost.epoch or 1.0) if given is None else float(given) / own
         share = share if given is None else 0.0
-        method = lasting(method, epochs * own) if given is None else method
+        if given is None:
+            method = lasting(method, epochs * own)
+            epochs = float(method.epochs) / own  # type: ignore[attr-defined]
         if share and (taken := epochs * steps) < 1:
             warnings.append(
                 f"its search gets {taken:.2g} of a training step, and takes one. With {_up(total / taken)} epochs it would get "
