@@ -29,16 +29,20 @@ def test_benchmarks_import(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"{error.name} is not installed")  # a peer, to be measured against
 
 
-def test_results_of_earlier_versions_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The name of a cell's file, and the search's share in its settings, are those of the first version."""
-    line = "accuracy --network resnet56 --weights w --data folder:x --images 50000 --unit steps --epochs 3"
-    line += " --method l2-stripes --macs 0.5"
-    monkeypatch.setattr(sys, "argv", [*line.split(), "--out", str(tmp_path)])
+def test_results_of_other_weights_and_data_are_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     accuracy = runpy.run_path(str(FOLDER / "accuracy.py"), run_name="imported")
-    args = accuracy["arguments"]()
-    one = accuracy["Accuracy"](args)
-    (case,) = accuracy["cases"](args)
-    assert one.file(case).name == "resnet56-l2-stripes-0.5-finetune-0-9ecbd523.json"
+    weights = tmp_path / "w"
+    names = []
+    for content, data in ((b"a", "folder:x"), (b"a", "folder:x"), (b"b", "folder:x"), (b"a", "folder:y")):
+        weights.write_bytes(content)
+        line = f"accuracy --network resnet56 --weights {weights} --data {data} --method l2-stripes --macs 0.5 --out {tmp_path}"
+        monkeypatch.setattr(sys, "argv", line.split())
+        args = accuracy["arguments"]()
+        one = accuracy["Accuracy"](args)
+        (case,) = accuracy["cases"](args)
+        names.append(one.file(case).name)
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
     assert one.share(accuracy["Case"]("aofp", 0.5, "finetune", 0)) == sc.AOFP.share
     assert one.share(accuracy["Case"]("aofp search=0.1", 0.5, "finetune", 0)) == 0.1
 
