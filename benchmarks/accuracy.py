@@ -31,7 +31,7 @@ import torch
 from rich.console import Console
 
 import secateurs as sc
-from secateurs import data, report
+from secateurs import artifact, data, report
 from secateurs.data.loader import ArraySource
 from secateurs.files import write_whole
 from secateurs.methods.pruner import Taught
@@ -116,7 +116,7 @@ class Accuracy:
 
     @cached_property
     def weights(self) -> str:
-        return hashlib.sha256(self.args.weights.read_bytes()).hexdigest()
+        return artifact.digest(self.args.weights)
 
     def settings(self, case: Case) -> dict[str, Any]:
         """What a cell's figures depend on."""

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -80,8 +80,7 @@ def enter(rank: int, environment: dict[str, str], function: str, *arguments: str
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     gc.freeze()  # what the server has imported
-    module, _, name = function.partition(":")
-    getattr(importlib.import_module(module), name)(*arguments)
+    _found(function)(*arguments)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -95,8 +94,7 @@ def on_two(function: str, cases: Iterable[str], folder: Path) -> dict[str, tuple
 
 def child(function: str, folder: str, *cases: str) -> None:
     """In one of the processes: all cases, one after another."""
-    module, _, name = function.partition(":")
-    case = getattr(importlib.import_module(module), name)
+    case = _found(function)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     for which in cases:
         result: sc.Result = case(which, rank, world, Path(folder) / which)
@@ -104,6 +102,12 @@ def child(function: str, folder: str, *cases: str) -> None:
         save_model(result.model, f"{to}.safetensors")
         record = {"plan": result.plan.to_json(), "history": result.history, "top1": result.after.top1}
         Path(f"{to}.json").write_text(json.dumps(record))
+
+
+def _found(function: str) -> Callable[..., Any]:
+    """What 'module:name' names."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 
 def _read(at: Path) -> Outcome:

@@ -56,7 +56,8 @@ def test_eight_cells_with_the_same_compute(eight: tuple[sc.Comparison, Path]) ->
     whole = sc.count(tiny(), torch.randn(1, 3, 8, 8))
     assert (found.original.macs, found.original.params) == (whole.macs, whole.params)
     for row in found.rows:
-        assert 1.9 < row.passes.mean < 2.01  # a search that has met its budget ends
+        early = 0.1 if row.method == "aofp" else 0.01  # a search that has met its budget ends
+        assert 2.0 - early < row.passes.mean < 2.01
         assert row.macs.mean <= float(row.budget.removeprefix("macs=")) * whole.macs
         assert row.recovered.sd is not None
         assert row.recovered.mean > row.cut.mean

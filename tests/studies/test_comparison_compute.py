@@ -35,10 +35,10 @@ def images(n: int) -> tuple[Tensor, Tensor]:
     return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 10
 
 
-def bench(train: Any, epochs: float, *recover: sc.Recover) -> Bench:
+def bench(train: Any, epochs: float, *recover: sc.Recover, width: int = 8) -> Bench:
     torch.manual_seed(0)
     work = Work(
-        Network(module=tiny().eval()), torch.zeros(1, 3, 8, 8), sc.Data(train, [images(1)]), Purpose(),
+        Network(module=tiny(width=width).eval()), torch.zeros(1, 3, 8, 8), sc.Data(train, [images(1)]), Purpose(),
         recover or (sc.Recover(),), epochs=epochs,
     )  # fmt: skip
     return Bench(work, "cpu")
@@ -115,13 +115,8 @@ def test_a_loader_with_a_generator_of_its_own_starts_again_in_every_cell() -> No
     torch.manual_seed(0)
     examples = torch.utils.data.TensorDataset(torch.randn(64, 3, 8, 8), torch.arange(64) % 10)
     loader = torch.utils.data.DataLoader(examples, 16, shuffle=True, generator=torch.Generator().manual_seed(5))
-    bench = Bench(
-        Work(
-            Network(module=tiny()), torch.zeros(1, 3, 8, 8), sc.Data(loader, batches().val), Purpose(), (), epochs=1.0
-        ),
-        "cpu",
-    )
-    orders = [[y.tolist() for _, y in bench.at(seed).train] for seed in (0, 1, 0)]
+    cells = bench(loader, 1.0)
+    orders = [[y.tolist() for _, y in cells.at(seed).train] for seed in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
 
 
@@ -190,19 +185,12 @@ def test_what_an_epoch_of_the_cut_network_costs() -> None:
 @pytest.mark.parametrize("method", ["l2", "aofp", "npn"])
 def test_what_is_reported_is_what_runs(method: str) -> None:
     """All multiply-accumulates of a cell, counted while it runs, against its figure."""
-    torch.manual_seed(0)
-    model = tiny(width=48).eval()
-    data = sc.Data(
-        [(torch.randn(32, 3, 8, 8), torch.arange(32) % 10)] * 16, [(torch.randn(1, 3, 8, 8), torch.zeros(1).long())]
-    )
-    work = Work(Network(module=model), torch.randn(1, 3, 8, 8), data, Purpose(), (sc.Recover(),), epochs=3.0)
-    bench = Bench(work, "cpu")
+    cells = bench([images(32)] * 16, 3.0, width=48)
     cell = Cell(Contestant.of(method), sc.Budget(macs=0.5), 0)
-    cost = bench.search_cost(cell)
+    cost = cells.search_cost(cell)
     with MacCounter() as counter:
-        figures = bench.measure(cell, cost)
-    images = 16 * 32
-    brute = counter.macs / (3 * bench.cost.macs * images)
+        figures = cells.measure(cell, cost)
+    brute = counter.macs / (3 * cells.cost.macs * 16 * 32)
     assert brute == pytest.approx(figures["passes"], rel=0.06)
     assert figures["passes"] == pytest.approx(3, abs=0.01)
 

@@ -33,9 +33,10 @@ def check_data(recipes: Sequence[Phase], model: nn.Module, data: Any, objective:
     if not trains or isinstance(train, Iterator):
         return
     check, batch = _first(model, train, objective)
+    probe = copied(model).train()
     for recipe in trains:
         with suppress(DataError):
-            _tried(recipe, model, check, batch, objective)
+            _tried(recipe, probe, model, check, batch, objective)
 
 
 def taught(recipe: Recover, model: nn.Module, data: Any, objective: Objective) -> bool:
@@ -45,7 +46,7 @@ def taught(recipe: Recover, model: nn.Module, data: Any, objective: Objective) -
     if not recipe.share or isinstance(train, Iterator):
         return recipe.share > 0
     with suppress(DataError):
-        return _tried(recipe, model, *_first(model, train, objective), objective) is None
+        return _tried(recipe, copied(model).train(), model, *_first(model, train, objective), objective) is None
     return True
 
 
@@ -56,11 +57,13 @@ def _first(model: nn.Module, train: Any, objective: Objective) -> tuple[Check, B
     return check, to_device(check.fit(batch, 0), device_of(model))
 
 
-def _tried(recipe: Recipe, model: nn.Module, check: Check, batch: Batch, objective: Objective) -> str | None:
+def _tried(
+    recipe: Recipe, probe: nn.Module, model: nn.Module, check: Check, batch: Batch, objective: Objective
+) -> str | None:
     """Try a recipe on a batch. Returns why the original cannot teach, or None."""
     try:
         with preserve_rng_state(), torch.no_grad(), check.running(batch, 0):
-            return _try(recipe, copied(model).train(), model, batch, objective)
+            return _try(recipe, probe, model, batch, objective)
     except TrainingError as error:
         raise ConfigError(error) from error
 

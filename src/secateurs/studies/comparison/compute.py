@@ -68,14 +68,18 @@ def search_cost(
 
     def run(chosen: Method) -> tuple[np.ndarray, int]:
         """(2, 2): of the search and of the rest, passes of an image and seconds; and the steps of the search."""
-        read = [(0.0, time.perf_counter())]
+        read: list[tuple[float, float]] = []
+
+        def note() -> None:
+            read.append((counter.macs / image, time.perf_counter()))
+
         with MacCounter() as counter:
-            if isinstance(chosen, TrainingMethod):
-                chosen = _observed(chosen, lambda: read.append((counter.macs / image, time.perf_counter())))
+            note()
+            chosen = _observed(chosen, note) if isinstance(chosen, TrainingMethod) else chosen
             result = prune(
                 model, inputs, chosen, budget, Data(train), seed=seed, progress=False, check_speed=False, **options
             )
-            read.append((counter.macs / image, time.perf_counter()))
+            note()
         return np.diff([read[0], read[-2], read[-1]], axis=0), searched(result.history)
 
     if not isinstance(method, TrainingMethod):
@@ -174,12 +178,11 @@ def divided(
     if isinstance(method, TrainingMethod):
         given = getattr(method, "epochs", None) if "epochs" in method.model_fields_set else None
         own = _in_all(method, steps)
-        # A search whose budget is met from the start costs nothing, however long it might be.
-        epochs = share * total / (cost.epoch or 1.0) if given is None else float(given) / own
-        share = share if given is None else 0.0
-        if given is None:
-            method = lasting(method, epochs * own)
-            epochs = float(method.epochs) / own  # type: ignore[attr-defined]
+        if given is None:  # a search whose budget is met from the start costs nothing, however long it might be
+            method = lasting(method, share * total / (cost.epoch or 1.0) * own)
+        else:
+            share = 0.0
+        epochs = float(method.epochs) / own  # type: ignore[attr-defined]
         if share and (taken := epochs * steps) < 1:
             warnings.append(
                 f"its search gets {taken:.2g} of a training step, and takes one. With {_up(total / taken)} epochs it would get "
