@@ -186,6 +186,17 @@ def test_other_methods_are_added(tmp_path: Path) -> None:
     assert [cell.method for cell in read_comparison(tmp_path).cells] == ["l1"]
 
 
+def test_functions_that_return_batches() -> None:
+    held = batches()
+    data = sc.Data(lambda: iter(held.train), lambda: iter(held.val))
+    options: dict[str, Any] = {"methods": ["l2", "aofp"], "budgets": [0.5], "seeds": 1, "epochs": 1.0}
+    functions, lists = (run(None, data=each, **options) for each in (data, held))
+    assert [row.failed for row in functions.rows] == [(), ()]
+    assert [(row.recovered, row.passes) for row in functions.rows] == [
+        (row.recovered, row.passes) for row in lists.rows
+    ]
+
+
 def test_a_cell_that_fails_is_a_row(tmp_path: Path) -> None:
     broken = "python:tests.studies.comparing:Fails"
     found = run(tmp_path, methods=[broken, "l2"], budgets=[0.5], seeds=1, epochs=0.2)

@@ -18,6 +18,7 @@ from secateurs.api import prune
 from secateurs.artifact import Figures
 from secateurs.cutting import figures as measured
 from secateurs.data import Data
+from secateurs.data.bundle import fresh_pass
 from secateurs.data.loader import Loader
 from secateurs.data.structure import examples, leaves
 from secateurs.devices import device_name, device_of, usable
@@ -202,7 +203,7 @@ class Bench:
         evaluation = time.perf_counter() - began
         model, whole = copied(self.model).train(), self.objective.whole
         steps: list[float] = []
-        for i, raw in enumerate(self.at(0).train):
+        for i, raw in enumerate(fresh_pass(self.at(0).train)):
             if i > TIMED:
                 break
             batch = B.as_batch(raw, i, "train", labels=False, whole=whole)

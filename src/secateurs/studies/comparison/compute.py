@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import nn
 from secateurs.api import prune
 from secateurs.budget import Budget
 from secateurs.data import Data
+from secateurs.data.bundle import fresh_pass
 from secateurs.data.structure import examples
 from secateurs.errors import ConfigError
 from secateurs.graph import Cost, count
@@ -84,7 +86,7 @@ def search_cost(
 
     if not isinstance(method, TrainingMethod):
         return SearchCost(0.0, *map(float, run(method)[0].sum(0)))
-    sizes = [examples(batch) for batch, _ in zip(train, range(STEPS), strict=False)]
+    sizes = [examples(batch) for batch in islice(fresh_pass(train), STEPS)]
     settings = {"compile": False} if "compile" in type(method).model_fields else {}  # compiled kernels are not counted
     ((short, after), fewer), ((long, later), more) = (
         run(lasting(method, epochs, steps_per_epoch=STEPS, **settings)) for epochs in (EPOCHS, 2 * EPOCHS)

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from secateurs.data.bundle import fresh_pass
 from secateurs.errors import BudgetError, ConfigError, PlanError, nearest
 from secateurs.graph import count
 from secateurs.graph.copies import copied
@@ -116,7 +117,7 @@ class TorchPruning(Method):
         if self.importance == "taylor":
             rows, objective = 0, task.objective
             with evaluating(model):
-                for i, raw in enumerate(task.data.train):
+                for i, raw in enumerate(fresh_pass(task.data.train)):
                     batch = B.to_device(
                         B.as_batch(raw, i, whole=objective.whole), next(model.parameters()).device, False
                     )
