@@ -158,3 +158,11 @@ def test_options_of_other_tools(run, token, ours):
     ran = run("prune", "zoo:small_cnn", "--out", "x", token, "8")
     assert ran.status == 2
     assert f"{token} is not an option here. {ours}" in ran.err
+
+
+@pytest.mark.parametrize("command", ["bench", "export", "evaluate"])
+def test_options_of_other_tools_are_not_suggested_to_commands_without_ours(run, command):
+    ran = run(command, "run", "--sparsity", "0.5")
+    assert ran.status == 2
+    assert "macs" not in ran.err
+    assert "--sparsity" in ran.err

@@ -213,10 +213,11 @@ def _usage(error: CycloptsError) -> str:
 
 
 def _ours(keyword: str, flags: Collection[str]) -> str | None:
-    """What to write for an option that has another name elsewhere, if the command has ours."""
+    """What to write for an option that has another name elsewhere, if the command has ours. What is no option is part of the
+    text of a method or a budget."""
     found = suggestion(keyword, option)
-    options = [word.strip(".,:") for word in (found or "").split() if word.startswith("--")]
-    return found if set(options) <= set(flags) else None
+    options = {word.strip(".,:") for word in (found or "").split() if word.startswith("--")} or {"--method"}
+    return found if options <= set(flags) else None
 
 
 def _meant(error: CoercionError) -> str | None:
