@@ -37,7 +37,17 @@ from secateurs.cli.redesign import redesign
 from secateurs.cli.report import report
 from secateurs.cli.sensitivity import sensitivity
 from secateurs.cli.spelling import option, speaking
-from secateurs.errors import BudgetError, ConfigError, Message, SecateursError, Setting, SpecError, fraction, with_point
+from secateurs.errors import (
+    BudgetError,
+    ConfigError,
+    Message,
+    SecateursError,
+    Setting,
+    SpecError,
+    a_or_an,
+    fraction,
+    with_point,
+)
 from secateurs.foreign import suggestion
 from secateurs.version import __version__
 
@@ -196,9 +206,8 @@ def _usage(error: CycloptsError) -> str:
     """What is wrong with the command line, and where to read what is right."""
     command = " ".join(error.command_chain or ())
     flags = _flags([command]) or ()
-    missing = error.argument if isinstance(error, MissingArgumentError) else None
-    if missing is not None and "--model" in missing.names:  # it is a positional one, too
-        said = f'Command "{command}" needs a MODEL, such as zoo:resnet56.'
+    if isinstance(error, MissingArgumentError):
+        said = _missing(command, error)
     elif isinstance(error, CoercionError) and (advice := _meant(error)):
         said = advice
     elif isinstance(error, UnknownOptionError) and error.token.keyword in OF_METHODS and "--method" in flags:
@@ -218,6 +227,19 @@ def _ours(keyword: str, flags: Collection[str]) -> str | None:
     found = suggestion(keyword, option)
     options = {word.strip(".,:") for word in (found or "").split() if word.startswith("--")} or {"--method"}
     return found if options <= set(flags) else None
+
+
+def _missing(command: str, error: MissingArgumentError) -> str:
+    """What was left out: an argument, an option, or the value of one."""
+    argument = error.argument
+    if argument is None or not set(argument.names).isdisjoint(error.root_input_tokens or ()):
+        return str(error).rstrip()
+    _, near, typed = str(error).rstrip().partition(" Did you mean ")
+    if argument.index is None:
+        return f'Command "{command}" needs {argument.name}.{near}{typed}'
+    name = argument.name.lstrip("-")
+    example = ", such as zoo:resnet56" if name == "model" else ""
+    return f'Command "{command}" needs {a_or_an(name).replace(name, name.upper())}{example}.'
 
 
 def _meant(error: CoercionError) -> str | None:
