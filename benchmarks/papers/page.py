@@ -13,8 +13,8 @@ from row import HERE, IMAGES, RESULTS, Row, rows
 PAGE = HERE.parents[1] / "docs" / "papers.md"
 HEAD = """# The papers' tables
 
-The headline rows of the five papers, as files for `secateurs prune --config` in `benchmarks/papers/rows`, and what they gave
-here. Rows that were not run are blank. Anyone who has the images can run them:
+The headline rows of the five papers, as files for `secateurs prune --config` in `benchmarks/papers/rows`, with the papers'
+results and ours. Rows that were not run are blank. Anyone who has the images can run them:
 
 ```
 python benchmarks/papers/run.py --list
@@ -22,17 +22,17 @@ python benchmarks/papers/run.py --row epruner-resnet56 --data folder:data/cifar1
 ```
 
 A row is a run like any other: with `--minutes` it stops in time, and the same command continues it. Accuracies are in percent,
-top-1 unless it says top-5; MACs are those that are left, of the original's. *Compute* is what the paper says it spends after
-the original is trained, and what our run took. The settings of a row, and what its paper leaves open, are in its file.
+top-1 unless marked top-5; MACs are the share of the original's that is left. *Compute* is what the paper reports spending after
+training the original, and what our run took. The settings of a row, and what its paper leaves open, are in its file.
 
-This page is written from the results by `benchmarks/papers/run.py --page`.
+This page is generated from the results by `benchmarks/papers/run.py --page`.
 """
 REDUCED = f"""## Reduced
 
 `--profile reduced` runs any row on CIFAR-10 and two CPU cores: {IMAGES["train"]:,} training images, {IMAGES["test"]:,} for
-validation, CIFAR's VGG-16 and GoogLeNet, ResNet-20 in place of all ResNets, an epoch or two of the method, one of each phase
-of recovery, default settings otherwise. It shows that a row runs from end to end, and no more than that: its accuracies are
-not comparable to the papers'.
+validation, CIFAR's VGG-16 and GoogLeNet, ResNet-20 in place of all ResNets, an epoch or two of the method, one epoch of
+each recovery phase, and default settings otherwise. It shows only that a row runs from end to end: its accuracies are not
+comparable to the papers'.
 """
 
 
