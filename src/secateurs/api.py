@@ -94,55 +94,55 @@ def prune(
 ) -> Result:
     """Prune a model: trace, select, cut, verify and, on request, recover accuracy. The given model is not modified.
 
-    The model, the example inputs and the data may each be on any device, and the model in half precision. With data,
-    computation runs on `device` (default: an available accelerator), otherwise on the model's device. The result is on
-    the model's device, in its dtypes.
+    The model, the example inputs and the data may each be on any device, and the model may be in half precision. With data,
+    computation runs on `device` (default: an available accelerator), otherwise on the model's device. The result is on the
+    model's device, in its dtypes.
 
     method: a name (see `methods()`) or a configured method, for example `EPruner(beta=0.7)`.
-    budget: the cost that the result may have at most. For a budget of time, a latency model of the network is made from
-        measurements on this machine (kept on disk), and the cut network is measured until the budget holds: see `latency` of
-        the result.
+    budget: the most that the result may cost. For a time budget, a latency model of the network is built from measurements on
+        this machine (kept on disk), and the cut network is measured until the budget holds: see `latency` of the result.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
         Training batches may be inputs only, as long as neither the method nor the recovery reads labels.
-    calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`: with
-        True, those of `data`, if any; or batches to use instead; False leaves the network as it was cut and verified.
+    calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`. True uses
+        images of `data`, if any; batches given here are used instead; False leaves the network as it was cut and verified.
     recover: how to recover the cut network: `Reconstruct`, `Recover`, `Mimic`, `Distil`, or a list of them, run in order;
-        None skips recovery. The given model is the teacher of all of them: `Recover(share=0)` trains on the labels alone, and
+        None skips recovery. The given model is the teacher for all of them: `Recover(share=0)` trains on the labels alone, and
         `Reconstruct`, `Mimic` and `Recover(share=1)` read no labels.
     scope: "internal" keeps channels on a shortcut, "all" also cuts them; None is the method's default, which follows its
         paper ("internal" for most).
-    exclude, only, ratios, min_channels, max_cut: which channel groups may be cut, and how far: names, wildcards, types of
-        modules, functions; see `Limits`. The budget is met by what they leave.
+    exclude, only, ratios, min_channels, max_cut: which channel groups may be cut, and how far: names, wildcards, module types,
+        functions; see `Limits`. The budget is met within them.
     allow_inexact: also cut channels that a normalization computes statistics over. Such a cut is not verified, and
         `error` in the result is nan.
-    report: called with one line of text about each stage. By default nothing is said, unless the budget limits the time: its
-        measurements can take minutes, and what they do is printed to stderr, as far as `progress` allows.
+    report: called with one line of text about each stage. By default, nothing is reported, unless the budget limits the time:
+        its measurements can take minutes, so their progress is printed to stderr, as far as `progress` allows.
     folder: where training writes its log and checkpoints, one subfolder per phase, and where rounds keep their networks. An
         existing log that was not written by Secateurs is not overwritten.
     resume: resume from the last whole checkpoint in `folder`, if there is one.
-    graph: what `trace` found in this model on these inputs, with the same `allow_inexact`: it is then not traced again.
-    example_targets: what the model's forward takes in training beside the inputs, see `trace`. With a `task`, by default those
-        of one example of `data`.
+    graph: the result of `trace` for this model and these inputs, with the same `allow_inexact`, to avoid tracing again.
+    example_targets: what the model's forward takes in training in addition to the inputs, see `trace`. With a `task`, by
+        default those of one example of `data`.
     device: where the work is done, see above.
     task: what the network is for: "classification", "segmentation", "detection", or one of `secateurs.tasks` with its
-        settings. It sets `loss`, `step`, `forward` and `metrics` where they are not given: mIoU and pixel accuracy of
-        segmentation, the mean average precision of detection (extra `metrics`).
-    loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy. Targets are then whatever
-        it takes.
+        settings. It sets `loss`, `step`, `forward` and `metrics` if they are not given: mIoU and pixel accuracy for
+        segmentation, mean average precision for detection (extra `metrics`).
+    loss: `loss(outputs, targets) -> scalar` for training and evaluation; by default cross-entropy. With your own loss, targets
+        may be anything that it takes.
     step: `step(model, batch) -> loss`, for training on batches of any kind; the model is in train mode.
-    forward: `forward(model, batch) -> (outputs, targets)`, for evaluation on batches of any kind, and for whatever runs the
-        network on examples; the model is in eval mode. Without `step`, `loss` is computed from it for training, too.
+    forward: `forward(model, batch) -> (outputs, targets)`, for evaluation on batches of any kind, and for anything else that
+        runs the network on examples; the model is in eval mode. Without `step`, `loss` is computed from it in training, too.
     metrics: what to measure on validation data, by name: torchmetrics metrics, or functions `(outputs, targets) -> scalar`, the
         mean over the examples of a batch. They are in `Figures.metrics` of the result and in the history.
-    rounds: prune iteratively: cut a little, calibrate, recover, and again, so many times. Every round runs the whole method and
-        all of `recover` on what the last one left, within a budget between the original's cost and `budget`; the teacher is
-        always the original, and the limits hold for the whole. `plan` is one plan of the original, and `history` has the
-        figures of each round. With a `folder`, all rounds but the last are saved there as artifacts, `round-1` and so on.
+    rounds: prune iteratively: cut a little, calibrate and recover, this many times. Every round runs the whole method and all
+        of `recover` on the result of the last one, within a budget between the original's cost and `budget`; the teacher is
+        always the original, and the limits apply to all rounds together. `plan` is a single plan for the original, and
+        `history` has the figures of each round. With a `folder`, all rounds but the last are saved there as artifacts,
+        `round-1` and so on.
     schedule: how the budgets of the rounds approach the final one: "linear", or "cubic" (much at first, little at the end).
-    check_speed: run the cut network and the original in turn for a second or so, and say in `warnings` if the cut one is
-        clearly not faster. A budget of time is measured more thoroughly.
-    hooks: of recovery, see `secateurs.training.Hook`.
-    progress: "auto", "bar", "lines" or "silent"; True and False are the first and the last.
+    check_speed: run the cut network and the original in turn for a second or so, and add a line to `warnings` if the cut one is
+        clearly not faster. A time budget is measured more thoroughly.
+    hooks: hooks for recovery, see `secateurs.training.Hook`.
+    progress: "auto", "bar", "lines" or "silent"; True means "auto", False means "silent".
     save_steps, save_seconds: how often checkpoints are saved in `folder` within an epoch.
     track: trackers that accelerate knows ("tensorboard", "wandb" …), which write to `folder`.
 
@@ -294,14 +294,14 @@ def attach(
 ) -> Pruner:
     """Attach a pruner to a model in your own training loop. Modifies the model in place; see `Pruner` for the loop.
 
-    Several processes: call it in each of them, on the network inside `DistributedDataParallel`. They find the same plan, and
-    `step` averages the gradients of the pruner's own networks.
+    With several processes, call it in each of them, on the network inside `DistributedDataParallel`. They find the same plan,
+    and `step` averages the gradients of the pruner's own networks.
 
-    What the method says of its search is in the pruner's `history` after `plan`; warnings are logged, too, for example if the
-    loop took fewer steps than `steps`, or never called `penalty()`.
+    After `plan`, the pruner's `history` has what the method reports about its search; warnings are also logged, for example if
+    the loop took fewer steps than `steps`, or never called `penalty()`.
 
     steps, epoch_steps: number of optimizer steps that the loop will take, in total and per epoch.
-    data: the training batches, for methods that measure on data before or after training; of several processes, each one's own.
+    data: the training batches, for methods that measure on data before or after training; each process passes its own.
     loss, step, forward: as for `prune`, for data of any kind. The method measures with them; the loop trains with its own.
     exclude, only, ratios, min_channels, max_cut: which channel groups may be cut, and how far; see `Limits`.
 
@@ -371,12 +371,12 @@ def widen(
     scope: with a factor, "internal" keeps the width of channels on a shortcut, "all" also widens them.
     allow_inexact: also widen channels that a normalization computes statistics over; the function of the network then
         changes.
-    seed: for the choice of the channels that are copied and of how their consumers' weights are split among the copies:
-        unevenly, so that the copies diverge in training.
+    seed: determines which channels are copied, and how their consumers' weights are split among the copies: unevenly, so that
+        the copies diverge in training.
 
-    Verified before it is returned: the outputs agree on the example inputs to a relative error of 1e-5, the cost is
-    what the graph predicts, and a trace has the requested widths. Raises PlanError for invalid widths, and
-    VerificationError if a check fails: most often because the network's code has a constant that only fits the old width.
+    The network is verified before it is returned: the outputs agree on the example inputs to a relative error of 1e-5, the cost
+    is what the graph predicts, and a trace has the requested widths. Raises PlanError for invalid widths, and VerificationError
+    if a check fails: most often because the network's code has a constant that only fits the old width.
     """
     check(model, None, scope)
     wide, how, _ = widened(

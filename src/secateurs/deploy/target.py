@@ -126,7 +126,7 @@ class Target:
             raise ConfigError(Setting("target", self.runtime), f" cannot be used: {why}.")
 
     def record(self) -> dict[str, Any]:
-        """Its settings, but for those that are the default: JSON-serializable."""
+        """Return the runtime and the non-default settings, JSON-serializable."""
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)

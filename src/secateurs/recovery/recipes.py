@@ -1,4 +1,4 @@
-"""Recipes of recovery: training with the original as the teacher, and mimicking."""
+"""Recovery recipes: training with the original as the teacher, and mimicking."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from secateurs.training.recipe import Recipe
 
 
 class Recover(Recipe):
-    """Recovers accuracy after a cut by training, with the original as the teacher: the loss is its softened class probabilities
-    and the task loss (Hinton et al., 2015). `share=0` trains on the task loss alone, `share=1` without labels.
+    """Recovers accuracy after a cut by training, with the original as the teacher: the loss combines its softened class
+    probabilities and the task loss (Hinton et al., 2015). `share=0` trains on the task loss alone, `share=1` without labels.
 
-    If the network's outputs are not the logits of classes, the task loss alone is used, and a line says so; with `share` set,
+    If the network's outputs are not class logits, only the task loss is used, and a line of output says so; with `share` set,
     this is an error.
     """
 
@@ -51,11 +51,11 @@ ADAM_LR, MOST_LR = 1e-3, 0.1
 
 
 def peak_lr(steps: int | None) -> float:
-    """The peak learning rate of SGD for so many steps of recovery (None: unknown, taken for many), with batches of 128 and
+    """Return SGD's peak learning rate for this many steps of recovery (None: unknown, treated as many), with batches of 128 and
     momentum 0.9.
 
     It grows with the square root of the number of steps: of 0.02, 0.05 and 0.1, the best was 0.02 for 79 steps, 0.05 for 390
-    and 0.1 for 940, whether half or 0.3 of the MACs was left.
+    and 0.1 for 940, whether half or 0.3 of the MACs remained.
     """
     return MOST_LR if steps is None else min(MOST_LR, 0.05 * math.sqrt(max(1, steps) / 400))
 
@@ -64,12 +64,12 @@ class Mimic(Recipe):
     """Trains the cut network to reproduce the original's feature maps, at several nodes and without labels (Wang et al.,
     2019, sec. 3.3). Layers after the last node, usually the classifier, are frozen. Fine-tune afterward with `Recover`.
 
-    Where the network's output is mimicked, too, each floating-point tensor in it counts as a feature map: of a tuple or a dict
-    all of them. Of a network that returns others in training than in evaluation, it is the logits. Maps of a single channel,
-    whose softmax is constant, are compared by their values.
+    If the network's output is also mimicked, each floating-point tensor in it counts as a feature map, including all those in a
+    tuple or a dict. For a network that returns different tensors in training and in evaluation, it is the logits. Maps of a
+    single channel, whose softmax is constant, are compared by their values.
 
-    The paper trains 15 epochs of Adam from 1e-3, divided by 10 every 5: `Mimic.preset("paper")`. A few hundred steps need
-    a larger lr.
+    The paper trains for 15 epochs with Adam at 1e-3, divided by 10 every 5: `Mimic.preset("paper")`. A few hundred steps need a
+    larger lr.
     """
 
     mode: ClassVar[str] = "mimic"
@@ -111,7 +111,7 @@ class Mimic(Recipe):
 
 
 class Distil(Recover):
-    """`Recover` with the loss of Hinton et al. (2015), which weighs the soft loss by T² instead of T. Requires a teacher."""
+    """`Recover` with the loss of Hinton et al. (2015), which weights the soft loss by T² instead of T. Requires a teacher."""
 
     mode: ClassVar[str] = "distil"
 

@@ -1,4 +1,4 @@
-"""What tells one data set from another, without reading all of it: for studies that are resumed."""
+"""Tell data sets apart without reading all of them, for studies that are resumed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from secateurs.training import batches as B
 
 
 def fingerprint(data: Data) -> dict[str, Any]:
-    """Of training and validation data: how many batches and examples there are, where that is known; the shapes of the first
-    batch (of a PyTorch loader, of the first example); and a hash of it, if reading it again gives the same. JSON-serializable.
+    """Return the number of batches and examples of training and validation data, if known; the shapes of the first batch (for a
+    PyTorch loader, of the first example); and its hash, if reading it again gives the same. JSON-serializable.
 
-    An iterator, which reading would use up, has none.
+    Iterators, which reading would use up, have no fingerprint.
     """
     given = {"train": data.train, "val": data.val}
     return {
@@ -29,7 +29,7 @@ def fingerprint(data: Data) -> dict[str, Any]:
 
 
 def known_examples(source: Any) -> int | None:
-    """The number of examples in a pass, if it is known without one."""
+    """Return the number of examples in a pass, if it is known without making one."""
     if hasattr(source, "samples"):
         return int(source.samples)
     if hasattr(source, "dataset"):
@@ -42,7 +42,7 @@ def known_examples(source: Any) -> int | None:
 
 
 def shapes(inputs: Any) -> list[list[Any]] | None:
-    """Of example inputs, JSON-serializable; None if none were given."""
+    """Return the dtypes and shapes of example inputs, JSON-serializable; None if none were given."""
     return None if inputs is None else [[str(x.dtype), *x.shape] for x in leaves(inputs)]
 
 

@@ -67,16 +67,16 @@ class Probe:
     validation: int | None = None  # images to validate on, where that is known
 
     def seconds(self, foreseen: Foreseen) -> float:
-        """How long a cell takes."""
+        """Return how long a cell takes."""
         training = foreseen.passes - foreseen.cost.once / self.images
         return foreseen.cost.seconds + training * self.steps * self.step + foreseen.evaluations * self.evaluation
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What is known about a cell before it is measured, whatever its seed; nothing that a process could not send back.
+    """What is known about a cell before it is measured, for any seed. A process can send it back.
 
-    passes: what it takes. evaluations: how many. warnings: what there is too little compute for.
+    passes, evaluations: how many it takes. warnings: what there is too little compute for.
     """
 
     cost: SearchCost
@@ -128,20 +128,20 @@ class Bench:
 
     @cached_property
     def cost(self) -> Cost:
-        """Of one image through the uncut network."""
+        """The cost of one image in the uncut network."""
         return self.each(self.whole)
 
     @cached_property
     def whole(self) -> Cost:
-        """Of all example inputs through the uncut network: what absolute budgets limit."""
+        """The cost of all example inputs in the uncut network, which absolute budgets limit."""
         return count(self.model, self.inputs)
 
     def each(self, cost: Costly) -> Costly:
-        """A cost of all example inputs as that of one image."""
+        """Convert a cost of all example inputs to that of one image."""
         return replace(cost, macs=cost.macs // examples(self.inputs))
 
     def at(self, seed: int) -> Data:
-        """The data from the first epoch on, in the order of a seed."""
+        """Return the data from the first epoch on, in the order of a seed."""
         train = self.data.train
         if isinstance(train, Loader):
             return replace(self.data, train=train.reseeded(seed))
@@ -155,7 +155,7 @@ class Bench:
 
     @cached_property
     def recovery(self) -> list[Phase]:
-        """The phases of recovery. Where the original would not teach, they have no share for it, which would cost compute."""
+        """The phases of recovery. If the original cannot teach, they have no share for it, which would cost compute."""
         found = list(self.work.recover)
         for i, phase in enumerate(found):
             if isinstance(phase, Recover) and not taught(phase, self.model, self.data, self.objective):
@@ -223,14 +223,15 @@ class Bench:
         return Foreseen(cost, division.passes, stages + sum(map(math.ceil, epochs)), division.warnings)
 
     def search_cost(self, cell: Cell) -> SearchCost:
-        """Of a method's own training, and what it does once; it does not depend on the seed."""
+        """Return the cost of a method's own training, and of what it does once; it does not depend on the seed."""
         options = {name: value for name, value in self.options.items() if name != "metrics"}
         return search_cost(
             self.model, self.inputs, cell.contestant.method, cell.budget, self.at(0).train, 0, **options
         )  # fmt: skip
 
     def division(self, cell: Cell, cost: SearchCost) -> Division:
-        """How the compute of a cell is divided. A peer's own cut is fine-tuned on the labels with all that is left."""
+        """Return how the compute of a cell is divided. A peer's own cut is fine-tuned on the labels with all the remaining
+        compute."""
         contestant, work = cell.contestant, self.work
         share = search_share(contestant.method, work.search if contestant.search is None else contestant.search)
         width = width_of(cell.budget, self.whole, work.unit)
@@ -238,8 +239,8 @@ class Bench:
         return divided(contestant.method, share, work.epochs, cost, self.images, self.steps, width, recovery)
 
     def measure(self, cell: Cell, known: SearchCost | None = None, folder: Path | None = None) -> Record:
-        """Everything that is known about a cell, as JSON. known: the cost of its method's search. folder: for checkpoints,
-        from which it continues."""
+        """Return everything that is known about a cell, as JSON. known: the cost of its method's search. folder: for
+        checkpoints, from which it continues."""
         torch.manual_seed(cell.seed)
         if cell.contestant.own:
             return self._own(cell)
@@ -304,7 +305,7 @@ class Bench:
 
 
 def outcome(bench: Callable[[], Bench], job: Job) -> Record:
-    """What is foreseen of a cell, its figures, or its error: whatever it raises, the other cells are measured."""
+    """Return what is foreseen for a cell, its figures, or its error: if it raises, the other cells are still measured."""
     began = time.perf_counter()
     try:
         if job.foresee:

@@ -24,7 +24,7 @@ _benches: dict[str, Bench] = {}  # in a worker: its bench, which later cells use
 
 
 def library() -> Any:
-    """Ray. Raises ConfigError if it is not installed."""
+    """Return Ray. Raises ConfigError if it is not installed."""
     if find_spec("ray") is None:
         raise ConfigError(
             Setting("workers", "ray"), " needs Ray: pip install 'secateurs[cluster]', on every machine of the cluster."
@@ -38,7 +38,7 @@ class Cluster:
     """The cluster that this process is connected to, or that `RAY_ADDRESS` names, or that runs on this machine; else one of
     this machine's cores, for as long as the comparison runs.
 
-    resources: of each cell, `num_cpus` and `num_gpus`: by default one CPU, and one GPU where the cluster has any.
+    resources: `num_cpus` and `num_gpus` of each cell: by default one CPU, and one GPU if the cluster has any.
     """
 
     def __init__(self, work: Work, resources: Mapping[str, float] | None = None, device: str | None = None) -> None:
@@ -58,7 +58,7 @@ class Cluster:
 
     @property
     def size(self) -> int:
-        """How many cells fit at a time on the nodes that there are; at least one, for which Ray waits."""
+        """How many cells fit on the existing nodes at a time; at least one, for which Ray waits."""
         return max(1, sum(self._slots(node["Resources"]) for node in self.ray.nodes() if node["Alive"]))
 
     def _slots(self, there: Mapping[str, float]) -> int:
@@ -67,7 +67,7 @@ class Cluster:
 
     @property
     def fits(self) -> bool:
-        """Whether there is a node that a cell fits on."""
+        """Whether a cell fits on any node."""
         return any(self._slots(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
 
     def prepare(self, cells: Sequence[Cell]) -> Probe:

@@ -15,8 +15,8 @@ from secateurs.studies.comparison.outcomes import Outcome
 
 
 def command(settings: Mapping[str, Any], cells: Sequence[Outcome]) -> str:
-    """The `secateurs compare` command; empty if no command says it: of functions, data or a network of the user's own, and of
-    other seeds than the first ones."""
+    """Return the `secateurs compare` command; empty if no command can express it: for functions, data or a network of the
+    user's own, and for seeds other than the first ones."""
     if settings.get("functions"):
         return ""
     try:
@@ -53,8 +53,8 @@ def _budget(text: str, cells: Sequence[Outcome]) -> str:
 
 
 def recovery(recorded: Any) -> str | None:
-    """`reconstruct, finetune lr=0.05`: with the settings that are not the default ones. The compute decides their length. None
-    for a record of another version, or a damaged one."""
+    """Return `reconstruct, finetune lr=0.05`, with the non-default settings. The compute determines their length. None for a
+    record of another version, or a damaged one."""
     try:
         return as_text([{k: v for k, v in phase.items() if k != "epochs"} for phase in recorded])
     except (LookupError, TypeError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Compare methods, budgets and seeds on one network and data, each with the same compute in all."""
+"""Compare methods, budgets and seeds on one network and data, each with the same total compute."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def compare(
     progress: bool = False,
     **unknown: NoReturn,
 ) -> Comparison:
-    """Compare methods × budgets × seeds on one network and data. Every cell has the same compute in all: a method's own search
-    and training count.
+    """Compare methods × budgets × seeds on one network and data. Every cell has the same total compute, including a method's
+    own search and training.
 
     >>> found = sc.compare(model, x, methods=["l2", "aofp theta=0.02", sc.PFF()], budgets=[0.5, 0.3], seeds=2, data=data,
     ...                    folder="runs/compare")
@@ -103,31 +103,32 @@ def compare(
     methods: names, names with settings ("aofp theta=0.02 search=0.1", "pff preset=paper"), or configured methods.
         "torch-pruning:group-l2" is torch-pruning's selection with our recovery, "torch-pruning:group-l2:own" its own cut,
         fine-tuned on the labels (group-l1, l1, l2, lamp, fpgm, bn-scale, taylor, random likewise).
-    budgets: numbers, for fractions or absolute figures of the MACs, or budgets.
-    seeds: how many, or which. A seed decides the order of the data, augmentation, and whatever a method draws.
+    budgets: numbers, for fractions or absolute numbers of MACs, or budgets.
+    seeds: how many, or a list of them. A seed determines the order of the data, augmentation, and everything that a method
+        draws.
     data: `Data` with validation data, a data spec, a `DataSpec`, or "python:package.module:function", which returns `Data`.
-    epochs: the compute of a cell: training passes of the uncut network over the training images, 3 · MACs for each image.
+    epochs: the compute of a cell, in training passes of the uncut network over the training images, 3 · MACs for each image.
     recover: phases of recovery without a length, or text ("reconstruct + finetune lr=0.05", "none"); they get the compute that
         the method leaves. A teacher costs its forward pass.
-    search: the share of the compute for the own training of methods that train; by default each method's own share.
+    search: the share of the compute for a method's own training; by default each method's own share.
     unit: what an epoch of the cut network costs: "macs", the budget's share of a pass; "steps", a whole pass. Under a budget
-        that does not limit the MACs, an epoch always counts as a pass.
-    workers: "local": this machine, with a process for each accelerator, or `processes`; with one process, cells run in the
-        calling one. "ray": the Ray cluster that this process is connected to, or that RAY_ADDRESS names. Each cell is a task
-        with its `resources` (num_cpus, num_gpus); this process collects and writes. The machines need the model and the data
-        as specs, or a model that `build` made.
-    folder: where cells are kept as they are done. resume: continue a comparison in it: cells that are done are not run again;
-        methods, budgets and seeds may be others, but not the network, the data (batches are told apart by how many there are
-        and by the first one), or any other setting. overwrite: replace it.
-    minutes: the time that the comparison may take. If the estimate is longer, nothing is run. When the time is over, no
-        further cell begins.
+        that does not limit the MACs, an epoch always counts as a whole pass.
+    workers: "local": this machine, with a process for each accelerator, or `processes` of them; with one, cells run in the
+        calling process. "ray": the Ray cluster that this process is connected to, or that RAY_ADDRESS names. Each cell is a
+        task with its `resources` (num_cpus, num_gpus); this process collects and writes. The machines need the model and the
+        data as specs, or a model that `build` made.
+    folder: where finished cells are kept. resume: continue a comparison in it: finished cells are not run again; methods,
+        budgets and seeds may change, but not the network, the data (batches are told apart by their number and by the first
+        one), or any other setting. overwrite: replace it.
+    minutes: the time that the comparison may take. If the estimate is longer, nothing is run. When the time is up, no further
+        cell starts.
     scope, exclude, only, ratios, min_channels, max_cut, allow_inexact: as for `prune`. num_classes, trust_code: as for `build`.
     task, loss, step, forward, metrics: as for `PruneRun`. example_targets: as for `prune`.
     report: called with a line about each cell; by default lines are written to stderr. progress: also show training.
 
-    A cell that fails is a row with its error, and the others are measured. Raises before any work: ConfigError for methods and
-    settings that are not valid, for a folder that holds something else, and for an estimate over `minutes`; BudgetError for a
-    budget that a method cannot meet; DataError without validation data.
+    A cell that fails becomes a row with its error, and the others are still measured. Raises before any work: ConfigError for
+    methods and settings that are not valid, for a folder that holds something else, and for an estimate over `minutes`;
+    BudgetError for a budget that a method cannot meet; DataError without validation data.
     """
     check_options(unknown, compare)
     if workers not in get_args(Workers):

@@ -1,9 +1,9 @@
 """Compute in training passes: forward and backward through the uncut network over all training images, 3 · MACs for each.
 
-All that runs is counted, as costs are everywhere, in short searches with the method's own settings: AOFP's second path and
-NPN's pruner, too. Of two searches, one twice as long as the other, the difference is what training costs. The rest is what the
-method does once, and the calibration after the cut. That depends on which channels were cut, so it is counted separately, and
-the larger of the two counts.
+Everything that runs is counted, like costs everywhere else, in short searches with the method's own settings, including AOFP's
+second path and NPN's pruner. Two searches are run, one twice as long as the other; their difference is the cost of training.
+The rest is what the method does once, and the calibration after the cut. Calibration depends on which channels were cut, so it
+is counted separately, and the larger of the two counts is used.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ Unit = Literal["macs", "steps"]
 
 @dataclass(frozen=True)
 class SearchCost:
-    """epoch: of one epoch of the method's own training, in training passes over the same images. once: of everything else, in
-    training passes of one image. seconds: of everything else, as it took here."""
+    """The cost of a search. epoch: one epoch of the method's own training, in training passes over the same images. once:
+    everything else, in training passes of one image. seconds: the time of everything else, measured here."""
 
     epoch: float
     once: float
@@ -52,7 +52,7 @@ class SearchCost:
 @dataclass(frozen=True)
 class Division:
     """How a cell's compute is divided: `epochs` of the method's own training (0 if it does not train), and recovery. passes:
-    what both of them take, and whatever the method does once. warnings: what there is too little compute for."""
+    what both of them take, plus what the method does once. warnings: what there is too little compute for."""
 
     method: Method
     epochs: float
@@ -64,8 +64,8 @@ class Division:
 def search_cost(
     model: nn.Module, inputs: Any, method: Method, budget: Budget, train: Any, seed: int, **options: Any
 ) -> SearchCost:
-    """Measured by running it. inputs: of one example or more. train: the batches that the search will read. options: of
-    `prune`."""
+    """Measure the cost of a search by running it. inputs: one example or more. train: the batches that the search will read.
+    options: passed to `prune`."""
     image = 3 * count(model, inputs).macs / examples(inputs)
 
     def run(chosen: Method) -> tuple[np.ndarray, int]:
@@ -99,7 +99,7 @@ def search_cost(
 
 
 def searched(history: Sequence[Mapping[str, Any]]) -> int:
-    """The steps of a method's own training."""
+    """Return the number of steps of a method's own training."""
     return max((line["step"] for line in history if "train_loss" in line), default=0)
 
 
@@ -119,7 +119,7 @@ def _observed(method: Method, selected: Callable[[], None]) -> Method:
 
 
 def lasting(method: Method, epochs: float, **settings: Any) -> Method:
-    """The method with so many epochs of its own training, and other settings. Raises ConfigError for one whose length cannot
+    """Return the method with this many epochs of its own training, and other settings. Raises ConfigError if its length cannot
     be set."""
     if "epochs" not in type(method).model_fields:
         raise ConfigError(
@@ -136,9 +136,10 @@ def _in_all(one: Method | Phase, steps: int) -> float:
 
 
 def recovery_cost(phase: Phase, macs: float, images: int) -> float:
-    """Of one epoch of recovery, or of a reconstruction, in training passes over these images through the uncut network.
+    """Return the cost of an epoch of recovery, or of a reconstruction, in training passes of the uncut network over these
+    images.
 
-    macs: the share that the cut network has. A teacher runs forward only, which is a third of a pass.
+    macs: the share of the MACs that the cut network has. A teacher only runs forward, which is a third of a pass.
     """
     if isinstance(phase, Reconstruct):  # one forward pass of each network
         return min(phase.images, images) / images * (1 + macs) / 3
@@ -147,7 +148,7 @@ def recovery_cost(phase: Phase, macs: float, images: int) -> float:
 
 
 def shared(phases: Sequence[Phase], passes: float, macs: float, images: int, steps: int) -> list[Phase]:
-    """The phases of recovery, which share these passes; those that train do so evenly. steps: of an epoch."""
+    """Return the phases of recovery, which share these passes; those that train share evenly. steps: per epoch."""
     found = list(phases)
     trained = [phase for phase in found if isinstance(phase, Recipe)]
     fixed = sum(recovery_cost(phase, macs, images) for phase in found if not isinstance(phase, Recipe))
@@ -161,7 +162,7 @@ def shared(phases: Sequence[Phase], passes: float, macs: float, images: int, ste
 
 
 def search_share(method: Method, search: float | None) -> float:
-    """Of the compute, what a method's own training gets: `search`, or by default the method's own share."""
+    """Return the share of the compute for a method's own training: `search`, or by default the method's own share."""
     if not isinstance(method, TrainingMethod):
         return 0.0
     if search is not None:
@@ -173,9 +174,9 @@ def divided(
     method: Method, share: float, total: float, cost: SearchCost, images: int, steps: int, width: float,
     recover: Sequence[Phase],
 ) -> Division:  # fmt: skip
-    """The division of `total` passes. share: of the method's own training, unless it has `epochs` set. images, steps: of an
-    epoch. width: what an epoch of the cut network costs, in passes. Raises ConfigError where the method's own training is all
-    that there is, or more."""
+    """Return the division of `total` passes. share: for the method's own training, unless it has `epochs` set. images, steps:
+    per epoch. width: what an epoch of the cut network costs, in passes. Raises ConfigError if the method's own training takes
+    more than `total`."""
     once, epochs, warnings = cost.once / images, 0.0, []
     if isinstance(method, TrainingMethod):
         given = getattr(method, "epochs", None) if "epochs" in method.model_fields_set else None
@@ -223,8 +224,8 @@ def _up(value: float) -> str:
 
 
 def width_of(budget: Budget, cost: Cost, unit: Unit) -> float:
-    """What an epoch of the cut network costs, in passes. With `unit="steps"`, and under a budget that does not limit MACs, it
-    counts as one pass."""
+    """Return what an epoch of the cut network costs, in passes. With `unit="steps"`, and under a budget that does not limit
+    MACs, it counts as one pass."""
     macs = getattr(budget, "macs", None)
     if unit == "steps" or macs is None:
         return 1.0

@@ -25,10 +25,10 @@ from secateurs.training import Phase, Recipe
 
 @dataclass(frozen=True)
 class Contestant:
-    """A configured method under the name that the table has for it.
+    """A configured method, with its name in the table.
 
-    search: the share of the compute that its own training gets; None: see `search_share`. own: a peer's own cut and
-    fine-tuning on the labels, without ours.
+    search: the share of the compute that its own training gets; None: see `search_share`. own: use a peer's own cut and
+        fine-tuning on the labels, not ours.
     """
 
     label: str
@@ -38,8 +38,8 @@ class Contestant:
 
     @classmethod
     def of(cls, given: str | Method) -> Contestant:
-        """From a configured method, or from text: its name and settings, `aofp theta=0.02`. `preset=paper` and `search=0.1`
-        are a preset, and the share of the compute for the search. Raises ConfigError for what is not valid."""
+        """Make one from a configured method, or from text: its name and settings, `aofp theta=0.02`. `preset=paper` selects a
+        preset, and `search=0.1` is the share of the compute for the search. Raises ConfigError if it is not valid."""
         if isinstance(given, Method):
             chosen = resolve(given)
             words = written(chosen.model_dump(mode="json", exclude_unset=True))
@@ -63,7 +63,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured once."""
+    """One measurement."""
 
     contestant: Contestant
     budget: Budget
@@ -86,20 +86,21 @@ class Cell:
         return {name: record[name] for name in (*COUNTS, "latency", "ms") if record.get(name) is not None}
 
     def record(self) -> dict[str, Any]:
-        """What its figures depend on beside what all cells share, as JSON."""
+        """What its figures depend on, apart from what all cells share, as JSON."""
         record = {"method": self.contestant.record(), "budget": self.budget.record(), "seed": self.seed}
         return dict(json.loads(json.dumps(record, default=str)))
 
 
 def contestants(methods: Any) -> list[Contestant]:
-    """The methods of a comparison. Raises ConfigError for none, for one that is not valid, and for one that is given twice."""
+    """Return the methods of a comparison. Raises ConfigError for none, for one that is not valid, and for one that is given
+    twice."""
     found = [Contestant.of(given) for given in _several(methods, "methods", (str, Method), "'l2'")]
     _distinct([one.label for one in found], "method")
     return found
 
 
 def budgets(given: Any) -> list[Budget]:
-    """The budgets of a comparison: a number stands for MACs. Raises BudgetError for those that are not valid."""
+    """Return the budgets of a comparison: a number stands for MACs. Raises BudgetError for those that are not valid."""
     found = []
     for one in _several(given, "budgets", (int, float, Budget), "0.5"):
         number = isinstance(one, int | float) and not isinstance(one, bool)
@@ -113,7 +114,7 @@ def budgets(given: Any) -> list[Budget]:
 
 
 def seeds(given: Any) -> list[int]:
-    """The seeds of a comparison: a number of them, or the seeds. Raises ConfigError for what is neither."""
+    """Return the seeds of a comparison, from a number of them or the seeds. Raises ConfigError for anything else."""
     try:
         found = list(range(checked(given))) if isinstance(given, Real) else [checked(seed) for seed in given]
     except (ConfigError, TypeError):  # or not iterable
@@ -125,8 +126,8 @@ def seeds(given: Any) -> list[int]:
 
 
 def recoveries(given: Phase | Sequence[Phase] | str | None) -> list[Phase]:
-    """The phases of recovery: recipes, or text, `reconstruct + finetune lr=0.05`. Their lengths are set by the compute that a
-    cell has left. Raises ConfigError for what is not valid."""
+    """Return the phases of recovery, from recipes or text, `reconstruct + finetune lr=0.05`. The remaining compute of a cell
+    sets their lengths. Raises ConfigError if they are not valid."""
     if isinstance(given, str):
         return recipes(given)
     phases = [phase for _, phase in checked_phases(given)]
@@ -138,7 +139,7 @@ def recoveries(given: Phase | Sequence[Phase] | str | None) -> list[Phase]:
 
 
 def recipes(text: str) -> list[Phase]:
-    """The phases that a text names, without lengths; `none` as no phase."""
+    """Return the phases that a text names, without lengths; `none` names no phase."""
     found = []
     for kind, settings in recovery_text.read(text):
         if issubclass(kind, Recipe) and settings.keys() & {"epochs", "steps"}:

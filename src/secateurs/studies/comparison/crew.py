@@ -1,4 +1,4 @@
-"""Who measures the cells: this process, or several processes of this machine. `cluster` has the machines of a Ray cluster."""
+"""The workers that measure the cells: this process, or several processes on this machine. For a Ray cluster, see `cluster`."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Crew(Protocol):
         """How many cells are measured at a time."""
 
     def prepare(self, cells: Sequence[Cell]) -> Probe:
-        """Check the cells and measure the original. Raises what cannot be done before any work."""
+        """Check the cells and measure the original. Raises before any work if something cannot be done."""
 
     def run(self, jobs: Jobs) -> Results:
-        """The results as they come. A job is taken when a worker is free."""
+        """Yield the results as they come. A job is taken when a worker is free."""
 
     def close(self) -> None:
         """Stop the workers."""
@@ -84,8 +84,8 @@ class Worker:
 
 @dataclass
 class Processes:
-    """Processes of this machine, each with its device: `devices` has one for each. They are started afresh, so that threads and
-    accelerators work in them; what they need is sent through a pipe."""
+    """Processes on this machine, each with its device from `devices`. They are started afresh, so that threads and accelerators
+    work in them; what they need is sent through a pipe."""
 
     work: Work
     devices: Sequence[str | None]
@@ -214,7 +214,7 @@ def _follow_parent() -> None:
 
 
 def probed(bench: Callable[[], Bench], cells: Sequence[Cell]) -> Probe | Exception:
-    """What `prepare` finds, or the error that it raises, to be raised elsewhere."""
+    """Return what `prepare` finds, or the error that it raises, to be raised elsewhere."""
     try:
         bench().check(cells)
         return bench().probe()
@@ -236,8 +236,8 @@ def _once(make: Callable[[], Bench]) -> Callable[[], Bench]:
 
 
 def devices(device: str | torch.device | None, processes: int | None) -> list[str | None]:
-    """The device of each process. None: all accelerators, a process each, or else one process on the CPU. Several processes on
-    `cuda` have a GPU each as far as there are enough, and all of them share `cuda:1`."""
+    """Return the device of each process. None: one process for each accelerator, or else one process on the CPU. Several
+    processes on `cuda` get a GPU each as long as there are enough; on `cuda:1`, they share it."""
     there, named = accelerator(), None if device is None else str(device)
     chosen = named is None and not os.environ.get(VARIABLE)
     if there is None or not (chosen or (named == there.type and processes is not None)):

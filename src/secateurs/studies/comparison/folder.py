@@ -38,7 +38,7 @@ class CellRecord(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
 
     def whole(self) -> Outcome:
-        """The outcome, with the versions that are beside it in the file."""
+        """Return the outcome, with the versions that are stored next to it."""
         return self.outcome.model_copy(update={"versions": self.versions})
 
 
@@ -116,7 +116,7 @@ class ComparisonFolder:
 
     def begin(self, cells: Sequence[Cell], original: Figures | None, examples: Mapping[str, int]) -> Mapping[str, int]:
         """Record which cells there are: these, and those of an earlier call, which are removed if it is to be replaced.
-        examples: see `Index`; if they are not known now, those of an earlier call stay. Returns them."""
+        examples: see `Index`; if they are not known now, those of an earlier call are kept. Returns them."""
         check_writable(self.cells)
         for path in self.cells.iterdir() if self.cells.exists() else ():
             if path.suffix == ".work" and self._replaces:
@@ -136,7 +136,8 @@ class ComparisonFolder:
         return examples
 
     def done(self, cell: Cell) -> Outcome | None:
-        """The figures of a cell that is done; one that failed is run again. Raises ArtifactError for a file that is damaged."""
+        """Return the outcome of a finished cell; one that failed is run again. Raises ArtifactError for a file that is
+        damaged."""
         file = self.cells / file_name(cell)
         if self._replaces or not os.path.lexists(file):
             return None
@@ -159,7 +160,7 @@ class ComparisonFolder:
 
 
 def read_comparison(folder: str | Path) -> Comparison:
-    """The comparison in a folder, as far as it is done. Raises ArtifactError for one that is damaged, or that is none."""
+    """Read the comparison in a folder, as far as it is done. Raises ArtifactError if it is damaged, or if there is none."""
     index = read_json(Path(folder) / COMPARISON, Index, 1 << 26, "If a comparison wrote it, it is damaged.")
     found = []
     for names in index.cells:
@@ -172,7 +173,7 @@ def read_comparison(folder: str | Path) -> Comparison:
 
 
 def file_name(cell: Cell) -> str:
-    """Of a cell: readable, and different for different settings."""
+    """Return the file name of a cell: readable, and different for different settings."""
     digest = hashlib.sha256(json.dumps(cell.record(), sort_keys=True).encode()).hexdigest()[:10]
     return f"{re.sub(r'[^A-Za-z0-9.=-]+', '-', cell.label)[:80]}-{digest}.json"
 

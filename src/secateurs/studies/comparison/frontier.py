@@ -1,4 +1,4 @@
-"""The picture of a comparison: what is left of the accuracy over what is left of the cost."""
+"""The plot of a comparison: the remaining accuracy over the remaining cost."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Point = tuple[float, float, float]  # x, y, standard deviation of y
 
 
 def frontier(path: Path, lines: Mapping[str, Sequence[Point]], original: float | None, *, x: str, y: str) -> Path:
-    """Plot each line's points with their standard deviations, and the original as a level, to a file whose suffix sets the
-    format.
+    """Plot each line's points with their standard deviations, and the original as a horizontal line, to a file whose suffix
+    sets the format.
 
     Raises ConfigError if matplotlib is not installed or for a suffix that is no format, OSError if the file cannot be written.
     """

@@ -1,4 +1,4 @@
-"""What was measured in cells, and over the seeds of a method and a budget."""
+"""The results of cells, and of a method and a budget over all seeds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Outcome(BaseModel):
 
     @property
     def latency(self) -> dict[str, Any] | None:
-        """What was measured under a budget of time, as a `Latency`."""
+        """What was measured under a time budget, as a `Latency`."""
         return None if self.figures is None else self.figures.get("latency")
 
     @property
@@ -49,8 +49,8 @@ class Outcome(BaseModel):
 
     @property
     def held(self) -> Held | None:
-        """Whether the cut network is within its budget of time; unsure if it was measured over it, by no more than the noise of
-        the measurement."""
+        """Whether the cut network is within its time budget; unsure if it was measured over budget by no more than the
+        measurement noise."""
         if (took := self.latency) is None:
             return None
         goal = took["goal"]
@@ -80,7 +80,7 @@ class Spread:
         return mean if self.sd is None else f"{mean} ± {self.sd:.{digits}f}"
 
     def percent(self) -> str:
-        """Of fractions: '55.0% ± 1.2%'."""
+        """The text of fractions: '55.0% ± 1.2%'."""
         return f"{self.mean:.1%}" if self.sd is None else f"{self.mean:.1%} ± {self.sd:.1%}"
 
 
@@ -88,14 +88,13 @@ class Spread:
 class Row:
     """A method under a budget, over all seeds.
 
-    cut, calibrated, recovered: of the figure that is compared, in the table's unit; None where it was not measured. macs,
-    params: of the pruned network. passes: the compute, in training passes. seeds: how many are done. failed: what went wrong.
-    warnings: what was said of the results. ran: whether any of its cells was measured, or failed. alike: whether several seeds
-    gave the very same figures.
+    cut, calibrated, recovered: the compared figure, in the table's unit; None if it was not measured. macs, params: of the
+    pruned network. passes: the compute, in training passes. seeds: how many are done. failed: what went wrong. warnings: what
+    the results warn of. ran: whether any of its cells was measured, or failed. alike: whether several seeds gave the very same
+    figures.
 
-    Where the budget limits the time: latency: the fraction of the original's that was measured. ms_before, ms_after:
-    milliseconds of one run, of the original and of the pruned network. held: whether the budget holds with all seeds; see
-    `Outcome`.
+    If the budget limits the time: latency: the measured fraction of the original's time. ms_before, ms_after: milliseconds per
+    run of the original and of the pruned network. held: whether the budget holds for all seeds; see `Outcome`.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""A comparison as an HTML page: the table, and what is left of the figure at each cost."""
+"""A comparison as an HTML page: the table, and the remaining figure at each cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Look = tuple[int, int]  # color and shape
 
 
 def html(comparison: ComparisonTable) -> str:
-    """The page: one file that needs no other."""
+    """Return the page: one file that needs no other."""
     looks = appearance(row.method for row in comparison.rows)
     return rendered(
         "comparison.html",

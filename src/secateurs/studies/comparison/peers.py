@@ -55,7 +55,7 @@ class TorchPruning(Method):
             raise ConfigError(f"{FAMILY}:taylor needs the gradients of training data: pass data=….")
 
     def select(self, task: Task) -> Selection:
-        """The channels that its pruner keeps, found without cutting: it names what goes."""
+        """Return the channels that its pruner keeps, found without cutting: the pruner names the channels to remove."""
         model = self._prepared(task)
 
         def at(ratio: float) -> tuple[Selection, Any]:
@@ -73,7 +73,7 @@ class TorchPruning(Method):
         return found
 
     def cut(self, task: Task) -> nn.Module:
-        """The network as torch-pruning itself cuts it."""
+        """Return the network as torch-pruning itself cuts it."""
 
         prepared = self._prepared(task)
 
@@ -145,7 +145,7 @@ class TorchPruning(Method):
 
 
 def peer(name: str, settings: Mapping[str, Any]) -> tuple[Method, bool]:
-    """`torch-pruning:group-l2` as a method, and whether its own cut is meant: `torch-pruning:group-l2:own`.
+    """Return `torch-pruning:group-l2` as a method, and whether its own cut is meant: `torch-pruning:group-l2:own`.
 
     Raises ConfigError if torch-pruning is not installed, or has no such importance.
     """
@@ -162,7 +162,7 @@ def peer(name: str, settings: Mapping[str, Any]) -> tuple[Method, bool]:
 
 
 def library() -> Any:
-    """torch-pruning. Raises ConfigError if it is not installed."""
+    """Return torch-pruning. Raises ConfigError if it is not installed."""
     if find_spec("torch_pruning") is None:
         raise ConfigError("torch-pruning is not installed: pip install torch-pruning, or leave this method out.")
     with warnings.catch_warnings():

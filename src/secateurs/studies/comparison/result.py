@@ -26,15 +26,15 @@ COSTS = {"macs": "MACs", "params": "parameters", "latency": "time"}
 
 @dataclass(frozen=True, repr=False)
 class Comparison(ComparisonTable):
-    """What `compare` returns. `print(comparison)` shows the table.
+    """The result of `compare`. `print(comparison)` shows the table.
 
     cells: one for each method, budget and seed. original: the figures of the network before any cut. settings: what all cells
-    share. examples: how many the data has, by split, as far as it is known. figure: what is compared, a name of `Figures`:
-    top1, loss, or a metric.
+    share. examples: how many the data has, by split, if known. figure: the figure that is compared, a name of `Figures`: top1,
+    loss, or a metric.
     """
 
     def rich(self) -> Table:
-        """The table, for a console of rich."""
+        """The table, for a rich console."""
         headings, lines = self.lines()
         made = report.table(*headings, left=2)
         for line in lines:
@@ -48,7 +48,7 @@ class Comparison(ComparisonTable):
     __str__ = __repr__ = table
 
     def html(self) -> str:
-        """The table as a fragment of HTML, everything in it escaped."""
+        """The table as an HTML fragment, with everything in it escaped."""
         headings, lines = self.lines()
 
         def row(kind: str, values: Sequence[str]) -> Markup:
@@ -86,7 +86,7 @@ class Comparison(ComparisonTable):
         return text
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """A line for each cell, as CSV; also written to a file, if one is named."""
+        """One line per cell, as CSV; also written to a file, if one is named."""
         file = io.StringIO()
         times = ["latency", "latency_goal", "latency_noise", "ms_before", "ms_after", "held"]
         names = ["method", "budget", "seed", *STAGES, "macs", "params", *times, "passes", "seconds", "failed"]
@@ -113,8 +113,8 @@ class Comparison(ComparisonTable):
         return text
 
     def report(self, path: str | Path = page.NAME, *, overwrite: bool = False) -> Path:
-        """Write the comparison as an HTML page that needs no other file and no network: the table, which can be sorted, and the
-        figure after recovery against each cost. Returns its path, by default in the working directory.
+        """Write the comparison as an HTML page that needs no other file and no network: a sortable table, and the figure after
+        recovery against each cost. Returns its path, by default in the working directory.
 
         Raises ConfigError without jinja2 and for a file that exists or does not end in .html, ArtifactError if it cannot be
         written.
@@ -131,9 +131,9 @@ class Comparison(ComparisonTable):
         return names[0] if len(names) == 1 else "macs"
 
     def plot(self, path: str | Path) -> Path:
-        """The frontier: the figure after recovery over what is left of the cost that the budgets limit (the MACs, where they
-        limit several), a line for each method, as a picture whose format is that of the suffix (.png, .svg, .pdf). Raises
-        ConfigError if matplotlib is not installed."""
+        """Draw the frontier: the figure after recovery over the remaining cost that the budgets limit (the MACs, if they limit
+        several), with a line for each method, to a file whose suffix sets the format (.png, .svg, .pdf). Raises ConfigError if
+        matplotlib is not installed."""
         cost, known = self._plotted(), self.original
         whole = 1.0 if cost == "latency" else None if known is None else getattr(known, cost)
         lines: dict[str, list[tuple[float, float, float]]] = {}

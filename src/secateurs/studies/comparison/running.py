@@ -1,4 +1,4 @@
-"""A comparison while it runs: what is foreseen of its cells, who measures which, and how long the others will take."""
+"""A running comparison: what is foreseen for its cells, which worker measures which, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OUT_OF_TIME = f"{NOT_RUN}: out of time"
 
 @dataclass
 class Running:
-    """A comparison while it runs. limit: in seconds. Cells go by their numbers."""
+    """A running comparison. limit: in seconds. Cells are referred to by their numbers."""
 
     crew: Crew
     cells: Sequence[Cell]

@@ -1,4 +1,4 @@
-"""A comparison's table: rows of mean ± standard deviation, and the lines of text that they are shown as."""
+"""A comparison's table: rows of mean ± standard deviation, and their lines of text."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ComparisonTable:
     """The figures of a comparison as rows and lines of text.
 
     cells: one for each method, budget and seed. original: the figures of the network before any cut. settings: what all cells
-    share. examples: how many the data has, by split, as far as it is known. figure: what is compared, a name of `Figures`:
-    top1, loss, or a metric.
+    share. examples: how many the data has, by split, if known. figure: the figure that is compared, a name of `Figures`: top1,
+    loss, or a metric.
     """
 
     cells: tuple[Outcome, ...]
@@ -47,7 +47,7 @@ class ComparisonTable:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """By budget, and within a budget in the order of the methods."""
+        """The rows by budget, and within a budget in the order of the methods."""
         several: dict[tuple[str, str], list[Outcome]] = {}
         for budget in dict.fromkeys(cell.budget for cell in self.cells):
             for cell in self.cells:
@@ -87,7 +87,7 @@ class ComparisonTable:
         )  # fmt: skip
 
     def value(self, figures: Mapping[str, Any] | None) -> float | None:
-        """The figure that is compared, of one network."""
+        """Return the compared figure of one network."""
         if figures is None:
             return None
         name = self.figure
@@ -96,7 +96,7 @@ class ComparisonTable:
 
     @property
     def targets(self) -> frozenset[str]:
-        """On what times were measured, as JSON."""
+        """The targets that times were measured on, as JSON."""
         return frozenset(dump_json(cell.latency["target"]) for cell in self.cells if cell.latency is not None)
 
     @property
@@ -105,7 +105,7 @@ class ComparisonTable:
         return {"top1": "top-1 %"}.get(self.figure, self.figure)
 
     def lines(self) -> tuple[list[str], list[list[str]]]:
-        """The headings and the rows of the table."""
+        """Return the headings and the rows of the table."""
         timed = any(row.latency is not None for row in self.rows)
         headings = ["method", "budget", "seeds", *STAGES.values(), "MACs", "params", *["time"] * timed, "passes"]
         original, lines = self.original, []
@@ -125,7 +125,7 @@ class ComparisonTable:
         return headings, lines
 
     def text(self, spread: Spread | None) -> str:
-        """A figure that is compared, as the table shows it."""
+        """Return a compared figure as the table shows it."""
         if spread is None:
             return "-"
         return spread.text(2 if self.figure == "top1" else 3)
@@ -139,7 +139,7 @@ class ComparisonTable:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the table's figures are, what failed, and what was said of the results, a line each."""
+        """What the table's figures are, what failed, and the warnings about the results, one per line."""
         several = any(row.seeds > 1 for row in self.rows)
         spread = "mean ± standard deviation over seeds; " if several else ""
         found = [f"{', '.join(STAGES.values())}: {self.heading}; {spread}passes: training passes of the original"]

@@ -1,7 +1,8 @@
-"""What a worker needs beside the cells, in a form that travels: how to make the network and the data, and the settings.
+"""What a worker needs in addition to the cells, in a form that can be sent: how to build the network and the data, and the
+settings.
 
-Networks travel as their spec and a safetensors file, in memory. A module without a spec travels between the processes of one
-machine only, pickled in memory; nothing is pickled to disk.
+Networks are sent as their spec and a safetensors file, in memory. A module without a spec is sent only between processes on one
+machine, pickled in memory; nothing is pickled to disk.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Network:
 
     @classmethod
     def of(cls, given: str | nn.Module, weights: Path | None, num_classes: int | None, trust_code: bool) -> Network:
-        """Raises ConfigError for a spec without weights, and for weights beside a module."""
+        """Raises ConfigError for a spec without weights, and for weights given with a module."""
         spec = NetworkSpec(given, weights, num_classes, trust_code)
         spec.open()  # raises for what cannot be found or read
         if isinstance(given, nn.Module):
@@ -66,13 +67,13 @@ class Network:
         return spec_of(self.module) or type(self.module).__qualname__
 
     def digest(self) -> str | None:
-        """Of its weights."""
+        """The digest of its weights."""
         if self.module is not None:
             return artifact.weights_digest(self.module)
         return None if self.spec is None else self.spec.digest()
 
     def portable(self) -> Network:
-        """The same without a module or a path, if it can be had."""
+        """The same network without a module or a path, if possible."""
         if self.spec is not None:
             if self.spec.is_artifact or self.spec.weights is None:
                 return self
@@ -85,7 +86,7 @@ class Network:
         return Network(source=source_of(self.module), weights=save(state))
 
     def build(self, data: Data, where: torch.device) -> nn.Module:
-        """The network on a device. Raises DataError if it does not fit the data."""
+        """Return the network on a device. Raises DataError if it does not fit the data."""
         if self.module is not None:
             return Placement.of(self.module).working_copy(self.module, where)
         if self.source is not None:
@@ -106,9 +107,9 @@ class Network:
 class Work:
     """What all cells share.
 
-    epochs: the compute of a cell, in training passes of the uncut network. options: of `prune`. searched: the share of the
-    compute for a method's own training; None: the method's. targets: what the network's forward takes in training beside the
-    inputs; None: as the purpose has it.
+    epochs: the compute of a cell, in training passes of the uncut network. options: passed to `prune`. searched: the share of
+    the compute for a method's own training; None: the method's. targets: what the network's forward takes in training in
+    addition to the inputs; None: those of the purpose.
     """
 
     network: Network
@@ -124,7 +125,7 @@ class Work:
     targets: Any = None
 
     def load(self, where: torch.device) -> Data:
-        """The data. Raises DataError without validation data."""
+        """Return the data. Raises DataError without validation data."""
         found = self.data
         if isinstance(found, str):
             found = Data.of(import_object(found.removeprefix(OWN), found)())
@@ -135,7 +136,7 @@ class Work:
         return found
 
     def packed(self, *, away: bool) -> bytes:
-        """In memory, for another process. away: of another machine.
+        """Return it as bytes, for another process. away: on another machine.
 
         Raises ConfigError for what cannot be sent, with what to pass instead.
         """
@@ -170,7 +171,7 @@ class Work:
 
     @staticmethod
     def unpacked(packed: bytes) -> Work:
-        """What `packed` returned, in a process that this one's user started."""
+        """Restore what `packed` returned, in a process that the same user started."""
         found = pickle.loads(packed)
         assert isinstance(found, Work)
         return found

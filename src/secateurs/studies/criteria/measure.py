@@ -1,4 +1,4 @@
-"""Accuracy of a network as one layer's channels are masked one by one in the order of a criterion (Ding et al., ICML
+"""Measure a network's accuracy as one layer's channels are masked one by one, in the order of a criterion (Ding et al., ICML
 2019, sec. 4.1 and fig. 3.)"""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from secateurs.training.processes import first
 
 
 class Compared(NamedTuple):
-    """What was found of one layer. layer: the name of its channel group. curves: by criterion."""
+    """The results for one layer. layer: the name of its channel group. curves: by criterion."""
 
     layer: str
     curves: Mapping[str, Curve]
@@ -52,11 +52,11 @@ def compare_criteria(
     device: str | torch.device | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Compared:
-    """Compare criteria on one layer: what `secateurs compare-criteria` does.
+    """Compare criteria on one layer, as `secateurs compare-criteria` does.
 
     layer: a channel group, or a layer that makes one. chosen: names of criteria. examples, validation, precision: as for
-    `one_by_one`. folder: where `curves.json` and its picture are written after each criterion. resume: take over the curves
-    that are there; overwrite: replace them. report: called with a line of text about each criterion.
+    `one_by_one`. folder: where `curves.json` and its picture are written after each criterion. resume: keep the curves that are
+    there; overwrite: replace them. report: called with a line of text about each criterion.
     """
     model, build = network.name, network.open(purpose)
     settings: dict[str, Any] = {
@@ -129,10 +129,10 @@ def one_by_one(
     criterion: one of `criteria()`, or a configured criterion.
         "oracle" (eq. 5) measures the loss without each channel on `examples` training examples, removes the one whose
         absence raises it least, and measures again; "oracle-10x" uses ten times as many, "oracle-degraded" measures only once.
-        "aofp" is binary filter search by the final loss, until one filter is left in the search space, with as many
-        evaluations as the oracle. Criteria that use data get the same examples.
+        "aofp" is binary filter search by the final loss, until one filter remains in the search space, with as many evaluations
+        as the oracle. Criteria that use data get the same examples.
     validation: batches to measure accuracy on, or the number of validation images, evenly spaced; None for all.
-    figure: what criteria are compared by: "top1", "loss", or a metric of the task's objective; None for its first metric,
+    figure: the figure to compare criteria by: "top1", "loss", or a metric of the task's objective; None for its first metric,
         else top-1, else the loss.
 
     Raises ConfigError for an unknown criterion and a figure that is not measured, PlanError for an unknown layer.

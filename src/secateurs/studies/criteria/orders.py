@@ -26,15 +26,15 @@ HOLD = 2 << 30  # bytes of outputs before the layer that may be cached, over all
 
 
 def criteria() -> tuple[str, ...]:
-    """The names of all orders: the oracle's forms, AOFP by the final loss, and every registered criterion."""
+    """Return the names of all orders: the oracle's forms, AOFP by the final loss, and every registered criterion."""
     return (*_SEARCHES, *(name for name in methods() if isinstance(resolve(name), Criterion)))
 
 
 def order_by(
     criterion: str | Criterion, task: Task, group: ChannelGroup, examples: int, precision: str, show: Show
 ) -> tuple[Order, int]:
-    """The channels of the group in the order of removal, but for the last one, and how many examples were evaluated for it,
-    counted for each ablation."""
+    """Return the group's channels in the order of removal, without the last one, and how many examples were evaluated to find
+    it, counted for each ablation."""
     if isinstance(criterion, str) and criterion in _SEARCHES:
         return _SEARCHES[criterion](task, group, examples, precision, show)
     return _by_score(task, group, criterion, examples)

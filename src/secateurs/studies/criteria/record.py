@@ -25,10 +25,10 @@ class Curve(BaseModel):
     """The result of one criterion on one layer.
 
     order: channels in the order of removal; the last remaining one is not included.
-    top1, loss, metrics: on validation data, with 0, 1, … len(order) channels removed; top1 in percent. None where nothing says
-        what it is.
-    examples: evaluated to find the order, counted for each ablation. seconds: to find the order.
-    figure: the one that criteria are compared by: top1, loss, or a name in `metrics`.
+    top1, loss, metrics: on validation data, with 0, 1, … len(order) channels removed; top1 in percent. None if it was not
+        measured.
+    examples: how many were evaluated to find the order, counted for each ablation. seconds: the time to find the order.
+    figure: the figure that criteria are compared by: top1, loss, or a name in `metrics`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,12 +50,12 @@ class Curve(BaseModel):
 
     @property
     def values(self) -> Series:
-        """What `figure` is with 0, 1, … channels removed."""
+        """The values of `figure` with 0, 1, … channels removed."""
         return {"top1": self.top1, "loss": self.loss, **self.metrics}.get(self.figure) or ()
 
     @property
     def area(self) -> float:
-        """The mean of `figure` over all widths: of `top1`, the area under it as a fraction of the area under 100%, in
+        """The mean of `figure` over all widths: for `top1`, the area under it as a fraction of the area under 100%, in
         percent."""
         return float(np.mean(self.values))
 
@@ -89,7 +89,7 @@ class Record:
         return self.folder / "curves.png"
 
     def open(self, resume: bool, overwrite: bool) -> dict[str, Curve]:
-        """The curves that exist, if any; ConfigError if they belong to another comparison."""
+        """Return the existing curves, if any. Raises ConfigError if they belong to another comparison."""
         if resume and overwrite:
             raise ConfigError(
                 RESUME, " and ", OVERWRITE, " are mutually exclusive: one continues a comparison, the other starts over."

@@ -1,4 +1,4 @@
-"""Sensitivity of a network's channel groups: what is left after each of them is cut alone."""
+"""Sensitivity of a network's channel groups: how it performs with each of them cut alone."""
 
 from secateurs.studies.sensitivity.measure import IMAGES, SHARES, sensitivity
 from secateurs.studies.sensitivity.result import Sensitivity

@@ -1,4 +1,4 @@
-"""What a study is asked for, checked."""
+"""Check the arguments of a study."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateurs.methods.registry import methods, resolve
 
 
 def criterion(method: str | Method) -> Criterion:
-    """The method. Raises ConfigError for one that scores no channels."""
+    """Return the method. Raises ConfigError if it does not score channels."""
     found = resolve(method)
     if isinstance(found, Criterion):
         return found
@@ -24,7 +24,7 @@ def criterion(method: str | Method) -> Criterion:
 
 
 def fractions(shares: Any) -> tuple[float, ...]:
-    """The shares in ascending order. Raises ConfigError for values that are not fractions."""
+    """Return the shares in ascending order. Raises ConfigError for values that are not fractions."""
     given = (shares,) if isinstance(shares, Real) or not isinstance(shares, Iterable) else tuple(shares)
     for share in given:
         if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) < 1:

@@ -1,4 +1,4 @@
-"""Cut each channel group alone, at several shares, and measure what is left."""
+"""Cut each channel group alone, at several shares, and measure the network."""
 
 from __future__ import annotations
 
@@ -86,13 +86,13 @@ def sensitivity(
     progress: Mode | bool = "auto",
     **unknown: NoReturn,
 ) -> Sensitivity:
-    """How much worse the network gets with each channel group cut alone, at several shares: right after the cut, and
+    """Measure how much worse the network gets with each channel group cut alone, at several shares: right after the cut, and
     calibrated. Nothing is trained, and the given model is not modified.
 
     >>> found = sc.sensitivity(model, images, data=sc.Data(train=train, val=val))
     >>> sc.prune(model, images, "l2", data=data, ratios=found.ratios(drop=1.0))
 
-    method: the criterion that says which channels of a group go first, by name or configured.
+    method: the criterion that determines which channels of a group are cut first, by name or configured.
     data: `Data(train=…, val=…)`. The network is measured on the validation data, and calibrated on the training data.
     shares: the fractions of its channels that each group loses; what stays is rounded up to a whole channel.
     images: how many validation images each cut is measured on, evenly spaced, and how many training images it is calibrated
@@ -102,14 +102,14 @@ def sensitivity(
     metric: the figure that drops are measured in: top1, top5, loss, or a metric's name; by default the first of `metrics`, or
         else top1, or else the loss.
     loss, step, forward, metrics, graph, example_targets, device, seed: as for `prune`.
-    folder: where `sensitivity.json` is written after each group, and in the end a picture. resume: continue from that file;
-        overwrite: replace it. settings: what else the result depends on, JSON-serializable; "data" takes the place of what is
-        recorded of the batches (how many there are, and the first one), "weights" that of a digest of the network's tensors. A
-        resumed call must have the same.
+    folder: where `sensitivity.json` is written after each group, and a picture at the end. resume: continue from that file;
+        overwrite: replace it. settings: what else the result depends on, JSON-serializable; "data" replaces the record of the
+        batches (their number, and the first one), "weights" the digest of the network's tensors. A resumed call must pass the
+        same.
     report: called with a line of text about the study. progress: "auto", "bar", "lines" or "silent".
 
     Right after a cut, the network is measured with the group's channels masked, and the layers before them run once for all
-    shares. What is calibrated is cut.
+    shares. For calibration, the network is actually cut.
 
     Raises before any work: ConfigError for settings that are not valid, DataError for data that does not fit, BudgetError if no
     group can be cut.

@@ -1,4 +1,4 @@
-"""The file of a sensitivity study, which a killed one resumes from."""
+"""The file of a sensitivity study, from which a killed study resumes."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ class Record:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The settings as JSON has them."""
+        """The settings as they are in JSON."""
         found: dict[str, Any] = json.loads(json.dumps(self.settings))
         return found
 
     def open(self, resume: bool, overwrite: bool) -> Sensitivity | None:
-        """What an earlier call left, if it is resumed. Raises what `check` does, and ConfigError for another study's file."""
+        """Return the record of an earlier call, if it is resumed. Raises what `check` raises, and ConfigError for another
+        study's file."""
         found = self.check(resume, overwrite)
         if found is None:
             return None
@@ -53,8 +54,8 @@ class Record:
         return found
 
     def check(self, resume: bool, overwrite: bool) -> Sensitivity | None:
-        """What an earlier call left, if it is resumed, whatever its settings. Raises ConfigError for what would be overwritten,
-        ArtifactError for a file that is damaged, or not ours."""
+        """Return the record of an earlier call, if it is resumed, whatever its settings. Raises ConfigError if a file would be
+        overwritten, ArtifactError for a file that is damaged or not ours."""
         if resume and overwrite:
             raise ConfigError(
                 Setting("resume", True), " and ", Setting("overwrite", True), " are mutually exclusive: one continues a "
@@ -88,7 +89,7 @@ class Record:
         return KeyboardInterrupt(Message(text, Setting("resume", True), " continues from there."))
 
     def write(self, found: Sensitivity) -> None:
-        """After each group; the picture at the end. One of several processes writes."""
+        """Write the file after each group, and the picture at the end. Of several processes, only one writes."""
         if not first():
             return
         found.save(self.file)
@@ -99,7 +100,7 @@ class Record:
 
 
 def taken_over(found: Sensitivity | None, names: Sequence[str]) -> dict[str, Group]:
-    """The groups that an earlier call measured. Raises ArtifactError for groups that the network does not have."""
+    """Return the groups that an earlier call measured. Raises ArtifactError for groups that the network does not have."""
     groups = {} if found is None else {group.name: group for group in found.groups}
     if other := next((name for name in groups if name not in names), None):
         raise ArtifactError(f"{SENSITIVITY} is not valid: the network has no group {shown(other)} to cut.")

@@ -1,4 +1,4 @@
-"""What a sensitivity study found: a table, a picture, a file, and ratios for `prune`."""
+"""The result of a sensitivity study: a table, a picture, a file, and ratios for `prune`."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ class Group(_Frozen):
 
 
 class Sensitivity(_Frozen):
-    """What `sensitivity` returns: how a network does with each of its channel groups cut alone.
+    """The result of `sensitivity`: how a network performs with each of its channel groups cut alone.
 
     metric: the figure that drops are measured in: top1, top5, loss or a metric's name. higher_is_better: whether more of it is
-        better. shares: the fractions of a group's channels that were cut. images: that each cut was measured on.
-        calibrated_on: images for the statistics of batch norms, 0 without calibration. base: the whole network on the same
-        images; base_calibrated: calibrated as the cut ones are, which drops after calibration are measured from. method: the
-        criterion that chose the channels, and its settings.
+        better. shares: the fractions of a group's channels that were cut. images: how many each cut was measured on.
+        calibrated_on: how many images batch norms were calibrated on, 0 without calibration. base: the whole network on the
+        same images; base_calibrated: the same, calibrated like the cut ones; drops after calibration are measured from it.
+        method: the criterion that chose the channels, and its settings.
 
-    Can be passed to `prune` as `ratios=`, which then keeps of each group what `ratios()` says; or as `max_cut=`, with a budget,
-    which then cuts no group further.
+    Pass it to `prune` as `ratios=` to keep in each group what `ratios()` says; or as `max_cut=`, with a budget, to cut no group
+    further than that.
     """
 
     format: Literal["secateurs-sensitivity"] = FORMAT
@@ -99,19 +99,19 @@ class Sensitivity(_Frozen):
         return f"Sensitivity({self.model}: {len(self.groups)} groups cut by {shares}, {self.metric} {self.whole:.4g} whole)"
 
     def __str__(self) -> str:
-        """The table, and below it what it is of."""
+        """The table, and below it what it shows."""
         return "\n".join([as_text(self.table()), "", *self.summary()])
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
     @property
     def whole(self) -> float:
-        """The metric of the whole network as it is."""
+        """The metric of the whole network, not calibrated."""
         return self.value(self.base)
 
     @property
     def whole_calibrated(self) -> float:
-        """The metric of the whole network, calibrated as the cut ones are; as it is, if nothing was calibrated."""
+        """The metric of the whole network, calibrated like the cut ones; not calibrated if they were not."""
         return self.whole if self.base_calibrated is None else self.value(self.base_calibrated)
 
     def value(self, figures: Figures | None) -> float:
@@ -122,9 +122,9 @@ class Sensitivity(_Frozen):
         return math.nan if found is None else float(found)
 
     def drops(self, calibrated: bool | None = None) -> dict[str, tuple[float, ...]]:
-        """By group, how much worse the metric is at each share, in its own units (points of a percentage for top1 and top5);
+        """Return by group how much worse the metric is at each share, in its own units (percentage points for top1 and top5);
         infinite where it cannot be computed. calibrated: as in `ratios`; calibrated cuts are compared with the calibrated whole
-        network, so that what calibration alone does to it is no drop."""
+        network, so that the effect of calibration alone is not a drop."""
         calibrated = self._calibrated(calibrated)
         whole = self.whole_calibrated if calibrated else self.whole
 
@@ -136,13 +136,13 @@ class Sensitivity(_Frozen):
         return {group.name: tuple(map(lost, group.cuts)) for group in self.groups}
 
     def ratios(self, drop: float | None = None, *, calibrated: bool | None = None) -> dict[str, float]:
-        """What to keep of each group so that the network, with this group cut alone, is worse by at most `drop`: fractions
-        for `ratios` of `prune`.
+        """Return what to keep of each group so that the network, with this group cut alone, is worse by at most `drop`:
+        fractions for `ratios` of `prune`.
 
         drop: in units of the metric; by default one point of accuracy, or a hundredth of another metric's value. Between two
-            measured shares the drop is taken to be linear, and a group is never cut by more than the largest share that was
-            measured.
-        calibrated: whether figures after calibration count; by default if there are any.
+            measured shares, the drop is interpolated linearly, and a group is never cut by more than the largest measured
+            share.
+        calibrated: whether to use the figures after calibration; by default, if there are any.
 
         Several groups cut together lose more than each alone: with a budget, use `max_cut` instead.
 
@@ -161,8 +161,8 @@ class Sensitivity(_Frozen):
         return dict(sorted(found.items(), key=lambda item: item[0].count(".")))
 
     def max_cut(self, drop: float | None = None, *, calibrated: bool | None = None) -> dict[str, float]:
-        """How far each group may be cut so that the network, with this group cut alone, is worse by at most `drop`: fractions
-        for `max_cut` of `prune`, within which its budget decides. The arguments are those of `ratios`."""
+        """Return how far each group may be cut so that the network, with this group cut alone, is worse by at most `drop`:
+        fractions for `max_cut` of `prune`, within which its budget decides. The arguments are those of `ratios`."""
         return largest_cuts(self.ratios(drop, calibrated=calibrated))
 
     @property
@@ -192,8 +192,8 @@ class Sensitivity(_Frozen):
     # -- for people ---------------------------------------------------------------------------------------------------
 
     def table(self, drop: float | None = None) -> Table:
-        """A row for each group: the metric at each share (right after the cut → calibrated, if it was calibrated), and what
-        `ratios(drop)` keeps."""
+        """Return a row for each group: the metric at each share (right after the cut → calibrated, if it was calibrated), and
+        what `ratios(drop)` keeps."""
         rows = table("group", "channels", *(f"{share:.0%} cut" for share in self.shares), "keep")
         kept = self.ratios(drop)
         for group in self.groups:
@@ -213,7 +213,7 @@ class Sensitivity(_Frozen):
         return f"{value:.2f}" if self._percent else number(value)
 
     def summary(self, drop: float | None = None) -> list[str]:
-        """What the table is of, a sentence a line."""
+        """Return what the table shows, one sentence per line."""
         most = self.usual if drop is None else drop
         arrow = ["→: right after the cut, and calibrated"] * bool(self.calibrated_on)
         on = f"calibrated on {self.calibrated_on:,} images" if self.calibrated_on else "not calibrated"
@@ -246,7 +246,7 @@ class Sensitivity(_Frozen):
 
     @property
     def label(self) -> str:
-        """What the metric is called for people."""
+        """The display name of the metric."""
         return {"top1": "top-1", "top5": "top-5"}.get(self.metric, shown(self.metric))
 
     def _allowed(self, drop: float) -> str:
@@ -291,7 +291,7 @@ class Sensitivity(_Frozen):
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, path: StrPath) -> Path:
-        """Write it as JSON, whole or not at all, and make its folder if need be. Raises ArtifactError if it cannot be
+        """Write it as JSON, whole or not at all, and create its folder if needed. Raises ArtifactError if it cannot be
         written."""
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -302,7 +302,7 @@ class Sensitivity(_Frozen):
 
     @classmethod
     def load(cls, path: StrPath) -> Sensitivity:
-        """Read what `save` wrote. Raises ArtifactError for a file that is not valid, or of a study that is not finished."""
+        """Read what `save` wrote. Raises ArtifactError for a file that is not valid, or a study that is not finished."""
         found = read_json(path, cls, BYTES)
         if not found.finished:
             raise ArtifactError(
@@ -342,7 +342,7 @@ def _unwritten(path: StrPath, error: OSError) -> ArtifactError:
 
 
 def primary(asked: str | None, figures: Figures, own: Sequence[str]) -> str:
-    """The metric that drops are measured in. asked: the user's choice. own: the names of the user's metrics.
+    """Return the metric that drops are measured in. asked: the user's choice. own: the names of the user's metrics.
 
     Raises ConfigError for a metric that was not measured, or if nothing was.
     """
@@ -364,7 +364,8 @@ class _File(RootModel[dict[str, Any]]):
 
 
 def read_max_cut(path: StrPath, drop: float | None = None) -> dict[str, float]:
-    """How far each group may be cut by the study in a file, see `Sensitivity.max_cut`. Raises ArtifactError for other files."""
+    """Return how far each group may be cut according to the study in a file, see `Sensitivity.max_cut`. Raises ArtifactError
+    for other files."""
     if "format" not in read_json(path, _File, BYTES).root:
         raise ArtifactError(
             f"{shown(path)} is not {_WHAT}. Bounds of your own are given as ",
@@ -375,9 +376,9 @@ def read_max_cut(path: StrPath, drop: float | None = None) -> dict[str, float]:
 
 
 def read_ratios(path: StrPath, drop: float | None = None) -> dict[str, float]:
-    """The ratios in a JSON file: `{pattern: fraction to keep}`, or those of a study, see `Sensitivity.ratios`.
+    """Return the ratios in a JSON file: `{pattern: fraction to keep}`, or those of a study, see `Sensitivity.ratios`.
 
-    Raises ArtifactError for a file that is neither, ConfigError for a drop of ratios that no study proposed.
+    Raises ArtifactError for a file that is neither, ConfigError for a drop with ratios that are not from a study.
     """
     body = read_json(path, _File, BYTES).root
     if "format" in body:
