@@ -71,11 +71,14 @@ def source(app: App, command: str, file: Path | None, tokens: Sequence[str] = ()
     Raises ConfigError, which names the file and the options, for a file that cannot be read, for options that do not exist, and
     for values that are not valid.
     """
-    needed = {} if whole else {s.key: MISSING for s in settings(app[command]) if s.argument.required}
+    options = list(settings(app[command]))
+    needed = {} if whole else {s.key: MISSING for s in options if s.argument.required}
+    empty = {s.key for s in options if s.argument.field_info.default == ()}  # cyclopts 4 reads () as text of its own
     given = {token.partition("=")[0].lstrip("-").replace("-", "_") for token in _options(tokens) if token[:2] == "--"}
     replaced = {other for name in given for other in INSTEAD.get(name, ())} - given
     from_file = {} if file is None else read(app, command, file)
-    values = {**needed, **{name: value for name, value in from_file.items() if name not in replaced}}
+    left_out = replaced | {name for name in empty if not from_file.get(name)}
+    values = {**needed, **{name: value for name, value in from_file.items() if name not in left_out}}
     return Dict({command: values}, source="" if file is None else shown(file))
 
 
