@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.devices import channels_last_
 from secateurs.errors import ConfigError, Setting, TrainingError
@@ -189,6 +190,7 @@ class TrainingRun:
         self.model.to(self.device)
         if self.runtime.channels_last:
             channels_last_(self.model)
+        restart_averages_(self.model)
         if self.recipe.ema:
             self.ema = copied(self.model).requires_grad_(False)
         self.total, self.per_epoch = B.measure(self.recipe, self.train_data)
@@ -207,3 +209,11 @@ class TrainingRun:
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
         if self.val_data is not None and not isinstance(self.val_data, Iterator) and not hooked:
             self.evaluate(self.model, [B.first(self.val_data, "val")])
+
+
+def restart_averages_(model: nn.Module, batches: int = 0) -> None:
+    """Make norms with `momentum=None`, whose statistics are the mean over all batches so far, count so many batches. The many
+    of an earlier training would outweigh those of the weights that are trained now."""
+    for norm in model.modules():
+        if isinstance(norm, _NormBase) and norm.momentum is None and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.fill_(batches)
