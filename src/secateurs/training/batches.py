@@ -16,7 +16,7 @@ from secateurs.data.loader import Loader
 from secateurs.data.structure import examples, leaves, part
 from secateurs.errors import DataError, a_or_an
 from secateurs.graph.structures import map_tensors
-from secateurs.seeds import preserve_rng_state, seed_all
+from secateurs.seeds import mix, preserve_rng_state, seed_all
 from secateurs.training.recipe import Recipe
 
 log = logging.getLogger("secateurs")
@@ -135,6 +135,15 @@ def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
     return iter(fresh_pass(source)), True
 
 
+def seed_generators(source: Any, *words: int | str) -> None:
+    """Seed the generators that the user gave to a PyTorch DataLoader or its samplers. They would run on from pass to pass, and
+    start again in another process."""
+    batches = getattr(source, "batch_sampler", None)
+    for owner in (source, getattr(source, "sampler", None), batches, getattr(batches, "sampler", None)):
+        if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+            generator.manual_seed(mix(*words))
+
+
 def walk(
     source: Any, *, seed: int, epoch: int, start: int = 0, limit: int | None = None, replay: bool = False,
     labels: bool = True, whole: bool = False,
@@ -146,10 +155,11 @@ def walk(
     labels: whether labels are read; if not, batches may be inputs only.
     whole: whether batches are passed on whole.
 
-    Plain iterables are replayed from the beginning. The generators are seeded before each batch, so the replay draws the same
-    batches.
+    Plain iterables are replayed from the beginning. The generators are seeded before each batch, and a DataLoader's own before
+    each pass, so the replay draws the same batches.
     """
     seed_all(seed, "data", epoch)
+    seed_generators(source, seed, "data", epoch)
     iterator, seeded = _open(source, epoch, start)
     if replay and limit is not None and isinstance(source, Iterator):
         _replay(iterator, seed, epoch, limit)
