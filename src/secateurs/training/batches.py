@@ -126,6 +126,18 @@ def measure(recipe: Recipe, source: Any) -> tuple[int | None, int | None]:
     return math.ceil(recipe.epochs * per_epoch - 1e-9) if per_epoch else None, per_epoch
 
 
+def check_passes(recipe: Recipe, source: Any) -> None:
+    """Raise DataError before any work for a one-shot iterator that is not enough for the recipe."""
+    if not isinstance(source, Iterator):
+        return
+    measure(recipe, source)
+    if (recipe.epochs or 0) > 1 and recipe.steps_per_epoch is None:
+        raise DataError(
+            f"The training data is a one-shot iterator, which is used up after one of epochs={recipe.epochs:g}. Set "
+            "steps_per_epoch=… if it goes on, or pass a list, a DataLoader, or a function that returns a fresh iterator."
+        )
+
+
 def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
     """Return an iterator positioned before batch `start`, and whether the global generators must be seeded for it."""
     if hasattr(source, "set_epoch"):
@@ -219,6 +231,15 @@ def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True,
         return Batch(inputs, targets)
     one = leaves(inputs)[0]
     return Batch(inputs, one.new_full((len(one),), IGNORED, dtype=torch.long), labeled=False)
+
+
+def check_again(val: Any) -> None:
+    """Raise DataError for validation data that can be read only once: a network is measured several times."""
+    if isinstance(val, Iterator):
+        raise DataError(
+            "val is a one-shot iterator, used up after one pass, and a network is measured several times. Pass a list, "
+            f"a DataLoader, or a function that returns a fresh iterator. {ENDING}"
+        )
 
 
 def check_labels(source: Any, readers: Sequence[str]) -> None:

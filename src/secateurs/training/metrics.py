@@ -200,13 +200,16 @@ def higher_is_better(metric: Any) -> bool:
 
 def check_data(model: nn.Module, data: Any, objective: Objective | None = None) -> None:
     """Raise DataError before any work if the first batch of `data.train` or `data.val` does not fit the model or the
-    objective. Runs in eval mode on the model's device. One-shot iterators are skipped, because this would consume them.
+    objective, or if the validation data is a one-shot iterator. Runs in eval mode on the model's device. Training data that is
+    one is skipped, because this would consume it.
 
     A custom loss or step is not checked on training batches, because it may need the model in train mode.
     """
     objective = objective or Objective()
     train, val = B.split_data(data)
     for split, source in (("train", train), ("val", val)):
+        if split == "val":
+            B.check_again(source)
         if source is None or isinstance(source, Iterator):
             continue
         raw = B.first(source, split)
