@@ -83,7 +83,7 @@ class TrainingRun:
         self._micro = 0  # batches since the last step
         self._by_class: bool | None = None  # whether the last batch was classified
         self._pending: deque[tuple[int, torch.Tensor]] = deque()
-        self._sums = [0.0, 0.0, 0.0]  # of this epoch: loss, top-1 hits, images
+        self._sums = [0.0] * 4  # of this epoch: loss, top-1 hits, images, images with a label
         self._seconds = 0.0
 
     # -- queries ---------------------------------------------------------------------------------------
