@@ -39,6 +39,19 @@ def test_a_model_comes_back_in_the_format_it_was_given_in(name: str, dtype: torc
     result.model(torch.randn(2, 3, 8, 8, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_batches_of_any_kind_in_half_precision(dtype: torch.dtype) -> None:
+    """As the model takes them: the work is done with a copy in float32."""
+    model, data = network().to(dtype), [{"image": x.to(dtype), "class": y} for x, y in batches()]
+    result = sc.prune(
+        model, torch.randn(1, 3, 8, 8, dtype=dtype), "l1", sc.Budget(macs=0.6), sc.Data(data, data),
+        recover=[sc.Reconstruct(images=8), sc.Recover(epochs=1)], device="cpu", progress=False, check_speed=False,
+        forward=lambda net, batch: (net(batch["image"]), batch["class"]),
+    )  # fmt: skip
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+    assert result.after.top1 is not None
+
+
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 def test_what_is_not_trained_is_cut_bit_for_bit(dtype: torch.dtype) -> None:
     model = network().to(dtype)

@@ -17,7 +17,7 @@ from secateurs.artifact import Signature
 from secateurs.artifact.history import is_warning
 from secateurs.artifact.provenance import remember_cut, remember_widened, source_of
 from secateurs.budget import Budget
-from secateurs.calibration import images_of
+from secateurs.calibration import check_images, images_of
 from secateurs.cutting import Pruning, check_folder, figures, phase
 from secateurs.data import Data
 from secateurs.devices import usable
@@ -164,12 +164,18 @@ def prune(
     steps = recovery.phases(recover)
     if steps and data is None:
         raise ConfigError("Recovery needs data: pass data=…, or recover=None.")
-    recovery.check(recover, model)
     source, purpose = None if data is None else Data.of(data), Purpose.of(task, loss, step, forward, metrics)
     purpose.check_measured(source)
     objective = purpose.base
+    recovery.check(recover, model, source, objective)
     images = images_of(calibrate, source, seed, objective)
     folder = None if folder is None else Path(folder)
+    if resume and folder is None:
+        raise ConfigError(Setting("resume", True), " needs folder=…, which keeps the checkpoints to resume from.")
+    trains: dict[str, Any] = {
+        "hooks": hooks, "progress": progress, "save_steps": save_steps, "save_seconds": save_seconds, "track": track,
+    }  # fmt: skip
+    training.check_options(**trains, folder=folder)
     phases = ["prune"] * isinstance(chosen, TrainingMethod) + [name for name, _ in steps]
     if folder is not None and (phases or rounds > 1):
         check_writable(folder)
@@ -195,10 +201,7 @@ def prune(
     if purpose.named:
         measured = source is not None and source.val is not None
         objective = purpose.objective(original, example_inputs, measured)
-    options = {
-        "device": where, "objective": objective, "hooks": hooks, "progress": progress, "save_steps": save_steps,
-        "save_seconds": save_seconds, "track": track,
-    }  # fmt: skip
+    options = {"device": where, "objective": objective, **trains}
     scope = scope or chosen.default_scope
     job = task_for(
         chosen, model, graph, example_inputs, budget, scope, limits.on(graph, scope), data=source, seed=seed,
@@ -219,6 +222,7 @@ def prune(
         training.check_data(model, source, objective)
         if not hooks:  # they may change batches
             recovery.check_data([recipe for _, recipe in steps], original, source, objective)
+    check_images(images, source, original, objective)
     before = figures(graph.cost(), original, source, objective)
     guessed = not purpose.named and objective.by_classes and not objective.metrics
     if guessed and before.top1 is None and before.loss is not None:

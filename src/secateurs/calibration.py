@@ -18,7 +18,7 @@ from secateurs.graph.inputs import check_model
 from secateurs.placement import Placement
 from secateurs.recovery import IMAGES, calibrate_
 from secateurs.seeds import checked as checked_seed
-from secateurs.training import Objective, without_labels
+from secateurs.training import Objective, check_runs, without_labels
 from secateurs.training.objective import Forward
 
 
@@ -76,6 +76,16 @@ def images_of(calibrate: Any, data: Data | None, seed: int, objective: Objective
         return source
     found = without_labels(source, IMAGES, seed=seed, whole=objective.whole)
     return [batch.inputs if batch.whole else (batch.inputs, batch.targets) for batch in found]
+
+
+def check_images(images: Any, data: Data | None, model: nn.Module, objective: Objective) -> None:
+    """Raise before any work if the model does not run on the first of these batches. Those of `data` are checked with it."""
+    if images is None or (data is not None and images is data.train):
+        return
+    try:
+        check_runs(model, Data(images), objective)
+    except SecateursError as error:
+        raise error.within(Setting("calibrate"), ": ") from error
 
 
 def _count(images: Any) -> int:

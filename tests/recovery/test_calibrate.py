@@ -64,7 +64,17 @@ def test_one_batch_gives_the_exact_statistics_of_every_layer(options: dict[str, 
         torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-5, atol=1e-6)
         assert norm.momentum == options.get("momentum", 0.1)
-        assert norm.num_batches_tracked == 0
+        assert norm.num_batches_tracked == (norm.momentum is None)
+
+
+def test_a_norm_that_averages_over_all_batches_counts_those_of_the_calibration() -> None:
+    """Training that follows would otherwise hardly change what is the mean over an earlier training's many batches."""
+    model, x = small(momentum=None), images(96)
+    for norm in norms(model):
+        norm.num_batches_tracked.fill_(50_000)
+    found = sc.calibrate(model, [x[:32], x[32:64], x[64:]])
+    assert [int(norm.num_batches_tracked) for norm in norms(found)] == [3] * 3
+    assert [int(norm.num_batches_tracked) for norm in norms(model)] == [50_000] * 3
 
 
 def test_batches_of_different_size_are_pooled_exactly() -> None:

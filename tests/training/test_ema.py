@@ -175,3 +175,17 @@ def test_buffers_that_the_forward_replaces_are_taken_over() -> None:
     del model._buffers["late"]
     average_(ema, model, 0.5)
     assert "late" not in ema._buffers
+
+
+def test_norms_that_average_over_all_batches_average_over_those_of_the_run() -> None:
+    """With momentum=None: of the statistics of a network that was trained for long, a run would otherwise change nothing."""
+    model = net(dropout=0)
+    for norm in (model[1], model[4]):
+        norm.momentum = None
+        norm.num_batches_tracked.fill_(50_000)
+        norm.running_mean.fill_(9.0)
+    means = []
+    model[1].register_forward_pre_hook(lambda _, args: means.append(args[0].mean((0, 2, 3)).detach()))
+    engine(model, batches()).fit()
+    assert int(model[1].num_batches_tracked) == len(means) == 12
+    torch.testing.assert_close(model[1].running_mean, torch.stack(means).mean(0))

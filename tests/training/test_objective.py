@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
+import secateurs.recovery as R
 import secateurs.training as T
 from secateurs.data.structure import examples, leaves, part
 from secateurs.errors import ConfigError, DataError, TrainingError
@@ -372,3 +373,19 @@ def test_numbers_of_any_kind_are_figures(value: Any) -> None:
     data = [(X, torch.zeros(4, dtype=torch.long))]
     found = T.evaluate(net(0.0), data, objective=T.Objective(metrics={"one": lambda o, t: value}))
     assert found.metrics == {"one": 1.0}
+
+
+def test_mixup_mixes_targets_of_any_structure() -> None:
+    x, y = batches(1)[0]
+    y = y[:7]
+    seen = []
+
+    def loss(outputs: Any, targets: Any) -> Tensor:
+        seen.append(targets)
+        return F.cross_entropy(outputs, targets["class"])
+
+    pair = (x[:7], {"class": y, "name": [*"abcdefg"]})
+    engine(net(), [pair], R.Recover(epochs=1, mixup=0.4, precision="fp32"), loss=loss).fit()
+    first, second = seen
+    assert torch.equal(second["class"], first["class"].flip(0))
+    assert second["name"] == [*"gfedcba"]

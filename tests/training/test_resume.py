@@ -34,6 +34,20 @@ class Killer(T.Hook):
             raise Killed
 
 
+def loader(items: list[Any]) -> Any:
+    """PyTorch's, shuffled with a generator of its own, as its notes on reproducibility recommend."""
+    return torch.utils.data.DataLoader(
+        items, batch_size=None, shuffle=True, generator=torch.Generator().manual_seed(5)
+    )  # fmt: skip
+
+
+def sampled(items: list[Any]) -> Any:
+    """The same, with the generator in the sampler of its batches."""
+    random = torch.utils.data.RandomSampler(items, generator=torch.Generator().manual_seed(5))
+    batch_sampler = torch.utils.data.BatchSampler(random, 1, drop_last=False)
+    return torch.utils.data.DataLoader(items, batch_sampler=batch_sampler, collate_fn=lambda found: found[0])
+
+
 HARD = {"optimizer": "adamw", "ema": 0.9, "mixup": 0.3, "clip_norm": 1.0, "accumulate": 2, "label_smoothing": 0.1}
 CASES: dict[str, tuple[Any, dict[str, Any], list[type[T.Hook]]]] = {
     "plain": (Noisy, {}, []),
@@ -41,6 +55,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], list[type[T.Hook]]]] = {
     "usual layout": (Noisy, {"channels_last": False, "nesterov": True}, []),
     "cut on the way": (Noisy, {"ema": 0.9}, [Cutter]),
     "two networks": (Ours, {}, [Gates]),
+    "a loader's own generator": (loader, {}, []),
+    "a sampler's own generator": (sampled, {}, []),
     "fp16": (list, {"precision": "fp16"}, []),
 }
 

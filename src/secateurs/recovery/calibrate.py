@@ -37,6 +37,7 @@ from secateurs.training.losses import heads
 from secateurs.training.metrics import runs
 from secateurs.training.objective import Objective
 from secateurs.training.processes import gathered
+from secateurs.training.run import restart_averages_
 
 IMAGES = 1024  # examples that statistics are estimated on
 
@@ -231,10 +232,10 @@ def calibrate_(
     """
     norms = calibrated_norms(model)
     found: dict[str, Statistics] = {}
-    examples = 0
+    examples = seen = 0
     with preserve_rng_state(), torch.no_grad(), full_precision(), evaluating(model), _batchwise(norms, found):
         for batch, _ in runs(batches, objective or Objective(), model):
-            examples += batch.rows
+            examples, seen = examples + batch.rows, seen + 1
     if not examples:
         raise DataError("There is no image to calibrate on: the data has no batch.")
     changed = 0
@@ -242,6 +243,7 @@ def calibrate_(
         mean, variance = total.mean, total.variance
         if bool(mean.isfinite().all() and variance.isfinite().all()):
             _set(norms[name], mean, variance)
+            restart_averages_(norms[name], seen)
             changed += 1
     return examples, changed
 

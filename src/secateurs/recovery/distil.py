@@ -30,14 +30,14 @@ def soft_loss(teacher: Tensor, student: Tensor, temperature: float, counts: Tens
     return temperature**2 * (each * counts).sum() / counts.sum().clamp(min=1)
 
 
-def counting(targets: Any, logits: Tensor) -> Tensor | None:
-    """The pixels that count, (N, *) bool, where targets are class indices of pixels; None for all. A pixel that is ignored, as
-    padding is, is not taught; an image without a label is."""
+def counting(targets: Any, logits: Tensor, ignored: int = IGNORED) -> Tensor | None:
+    """The pixels that count, (N, *) bool, where targets are class indices of pixels; None for all. A pixel that the loss
+    ignores, as padding is, is not taught; an image without a label is."""
     if logits.ndim == 2 or not isinstance(targets, Tensor) or targets.is_floating_point():
         return None
     if targets.shape != logits.shape[:1] + logits.shape[2:]:
         return None
-    counts = targets != IGNORED
+    counts = targets.long() != ignored  # of uint8, -100 would be 156
     axes = tuple(range(1, counts.ndim))
     return counts | ~counts.any(axes, keepdim=True)
 
@@ -68,7 +68,7 @@ class Distilling(TeacherHook):
             self.forget()
             return loss
         logits = heads(outputs)[0]
-        counts = counting(targets, logits)
+        counts = counting(targets, logits, engine.objective.ignored)
         soft = soft_loss(heads(self.teacher_outputs(engine))[0], logits, self.recipe.temperature, counts)
         if self.recipe.mode != "distil":
             soft = soft / self.recipe.temperature
@@ -88,7 +88,7 @@ class Distilling(TeacherHook):
     def unfit(self, objective: Objective, outputs: Any, targets: Any, labeled: bool) -> str | None:
         """Why the original cannot teach these outputs; None if it can. Raises ConfigError if it has to."""
         own = objective.loss is not None and not isinstance(objective.loss, CrossEntropy)
-        fault = unlike_logits(outputs, targets if labeled and own else None)
+        fault = unlike_logits(outputs, targets if labeled and own else None, objective.ignored)
         if fault is None and objective.step is not None and not self.required:
             fault = "whether the network's outputs are logits of classes is not known of a step of your own"
         if fault is not None and (self.required or not labeled):
@@ -102,10 +102,11 @@ class Distilling(TeacherHook):
             metrics["share"] = self.recipe.share
 
 
-def unlike_logits(outputs: Any, targets: Tensor | None) -> str | None:
+def unlike_logits(outputs: Any, targets: Tensor | None, ignored: int = IGNORED) -> str | None:
     """Why these outputs are not logits of classes, (N, classes, *); None if they may be.
 
-    targets: what a loss of the user's own compares them with, if that is not known to be cross-entropy.
+    targets: what a loss of the user's own compares them with, if that is not known to be cross-entropy. ignored: the class
+        index that it ignores.
     """
     try:
         main, _ = heads(outputs)
@@ -118,8 +119,9 @@ def unlike_logits(outputs: Any, targets: Tensor | None) -> str | None:
     if not isinstance(targets, Tensor):
         return f"the targets are {a_or_an(type(targets).__name__)}, not classes"
     indices = not targets.is_floating_point() and targets.shape == main.shape[:1] + main.shape[2:]
-    if indices and targets.numel() and int(targets.max()) >= main.shape[1]:
-        return f"a target is {int(targets.max())}, for {main.shape[1]} outputs"
+    highest = int(targets.long().where(targets.long() != ignored, 0).max()) if indices and targets.numel() else 0
+    if highest >= main.shape[1]:
+        return f"a target is {highest}, for {main.shape[1]} outputs"
     if indices or (targets.shape == main.shape and shares(targets)):
         return None
     return f"the loss compares an output, {described(main)}, with targets, {described(targets)}, that are not classes"

@@ -16,8 +16,10 @@ from secateurs.recovery.mimic import Mimicking
 from secateurs.recovery.recipes import Distil, Mimic, Recover
 from secateurs.recovery.reconstruct import Reconstruct, reconstruct
 from secateurs.recovery.teacher import TeacherHook
-from secateurs.training.batches import length, measure, split_data
+from secateurs.training.batches import check_passes, length, measure, split_data
 from secateurs.training.engine import Engine
+from secateurs.training.objective import Objective
+from secateurs.training.options import check_recipe
 from secateurs.training.recipe import Phase, Recipe
 
 
@@ -50,9 +52,16 @@ def epochs(recipes: Sequence[Phase], train: Any) -> float:
     )
 
 
-def check(recover: Phase | Sequence[Phase] | None, model: nn.Module) -> None:
-    """Raise ConfigError before any work for recipes that are not valid for the uncut network."""
+def check(
+    recover: Phase | Sequence[Phase] | None, model: nn.Module, data: Any = None, objective: Objective | None = None
+) -> None:
+    """Raise ConfigError before any work for recipes that are not valid for the uncut network and the objective, DataError for a
+    one-shot iterator that is not enough for them."""
+    train, _ = split_data(data)
     for _, recipe in phases(recover):
+        if isinstance(recipe, Recipe):
+            check_recipe(recipe, objective or Objective())
+            check_passes(recipe, train)
         if isinstance(recipe, Recipe) and not any(p.requires_grad for p in model.parameters()):
             raise ConfigError(
                 f"{type(recipe).__name__} trains the network, and all of its parameters have requires_grad=False: call "

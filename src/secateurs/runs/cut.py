@@ -174,7 +174,7 @@ class Cut:
         self.purpose.check_measured(data)
         objective = self.purpose.objective(network, inputs, measured=data.val is not None)
         check_trackers(self.track, self.folder.folder)
-        recovery.check(self.recover, network)
+        recovery.check(self.recover, network, data, objective)
         targets = self.purpose.example_targets(network, data)
         traced = trace(network, inputs, allow_inexact=self.allow_inexact, example_targets=targets)
         bounds = self.limits.on(traced, self.scope or self.method.default_scope)

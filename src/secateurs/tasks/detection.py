@@ -105,7 +105,7 @@ class Detection(VisionTask):
             "torchvision:fasterrcnn_resnet50_fpn. ", *resembling(outputs),
         )  # fmt: skip
 
-    def metrics(self, outputs: Any) -> dict[str, Any]:
+    def metrics(self, outputs: Any, ignored: int) -> dict[str, Any]:
         torchvision()  # what torchmetrics imports
         detection = torchmetrics(self.name, "torchmetrics.detection")
         if find_spec("faster_coco_eval") is None:

@@ -90,10 +90,10 @@ class Segmentation(VisionTask):
     def functions(self) -> dict[str, Any]:
         return {"loss": DiceCrossEntropy(self.dice)} if self.dice else {}
 
-    def metrics(self, outputs: Any) -> dict[str, Any]:
+    def metrics(self, outputs: Any, ignored: int) -> dict[str, Any]:
         classification = torchmetrics(self.name, "torchmetrics.classification")
         classes = heads(outputs)[0].shape[1]  # the network may have more than occur in the data
-        options = {"num_classes": classes, "ignore_index": IGNORED, "validate_args": False}
+        options = {"num_classes": classes, "ignore_index": ignored, "validate_args": False}
         return {
             "mIoU": classification.MulticlassJaccardIndex(**options),
             "pixel_accuracy": classification.MulticlassAccuracy(**options, average="micro"),
@@ -106,6 +106,8 @@ class Segmentation(VisionTask):
 class DiceCrossEntropy:
     """Cross-entropy, and the Dice loss with a weight: 1 - the mean Dice coefficient of the classes that occur in a batch
     (Milletari et al., 2016). Pixels with the target -100 count in neither."""
+
+    ignore_index = IGNORED
 
     def __init__(self, weight: float) -> None:
         self.weight, self.entropy = weight, CrossEntropy()

@@ -93,8 +93,9 @@ class VisionTask(Settings):
         """What to do about a network that does not run on its inputs, if this task knows."""
         return ()
 
-    def metrics(self, outputs: Any) -> dict[str, Any]:
-        """What is measured beside the loss and top-1, by name. outputs: of the network, for one example, in eval mode.
+    def metrics(self, outputs: Any, ignored: int) -> dict[str, Any]:
+        """What is measured beside the loss and top-1, by name. outputs: of the network, for one example, in eval mode. ignored:
+        the class index that the loss ignores.
 
         Raises ConfigError if a package is missing.
         """
@@ -108,7 +109,7 @@ class VisionTask(Settings):
         self.check(outputs, inputs, 0, "The network", ())
         if not measured:
             return objective
-        metrics = self.metrics(outputs)
+        metrics = self.metrics(outputs, objective.ignored)
         if metrics and objective.step is not None and objective.forward is None:
             objective = replace(objective, forward=_pairs)
         return replace(objective, metrics=metrics)

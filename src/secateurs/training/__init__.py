@@ -7,6 +7,7 @@ from secateurs.training.hooks import Hook
 from secateurs.training.losses import CrossEntropy
 from secateurs.training.metrics import Metrics, check_data, check_runs, evaluate, higher_is_better
 from secateurs.training.objective import Objective
+from secateurs.training.options import check_options
 from secateurs.training.parts import Part
 from secateurs.training.recipe import Phase, Recipe
 
@@ -23,6 +24,7 @@ __all__ = [
     "Recipe",
     "check_data",
     "check_labels",
+    "check_options",
     "check_runs",
     "evaluate",
     "higher_is_better",

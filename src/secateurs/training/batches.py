@@ -16,7 +16,7 @@ from secateurs.data.loader import Loader
 from secateurs.data.structure import examples, leaves, part
 from secateurs.errors import DataError, a_or_an
 from secateurs.graph.structures import map_tensors
-from secateurs.seeds import preserve_rng_state, seed_all
+from secateurs.seeds import mix, preserve_rng_state, seed_all
 from secateurs.training.recipe import Recipe
 
 log = logging.getLogger("secateurs")
@@ -126,6 +126,18 @@ def measure(recipe: Recipe, source: Any) -> tuple[int | None, int | None]:
     return math.ceil(recipe.epochs * per_epoch - 1e-9) if per_epoch else None, per_epoch
 
 
+def check_passes(recipe: Recipe, source: Any) -> None:
+    """Raise DataError before any work for a one-shot iterator that is not enough for the recipe."""
+    if not isinstance(source, Iterator):
+        return
+    measure(recipe, source)
+    if (recipe.epochs or 0) > 1 and recipe.steps_per_epoch is None:
+        raise DataError(
+            f"The training data is a one-shot iterator, which is used up after one of epochs={recipe.epochs:g}. Set "
+            "steps_per_epoch=… if it goes on, or pass a list, a DataLoader, or a function that returns a fresh iterator."
+        )
+
+
 def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
     """Return an iterator positioned before batch `start`, and whether the global generators must be seeded for it."""
     if hasattr(source, "set_epoch"):
@@ -133,6 +145,15 @@ def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
     if hasattr(source, "iter_from"):
         return iter(source.iter_from(start)), False
     return iter(fresh_pass(source)), True
+
+
+def seed_generators(source: Any, *words: int | str) -> None:
+    """Seed the generators that the user gave to a PyTorch DataLoader or its samplers. They would run on from pass to pass, and
+    start again in another process."""
+    batches = getattr(source, "batch_sampler", None)
+    for owner in (source, getattr(source, "sampler", None), batches, getattr(batches, "sampler", None)):
+        if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+            generator.manual_seed(mix(*words))
 
 
 def walk(
@@ -146,10 +167,11 @@ def walk(
     labels: whether labels are read; if not, batches may be inputs only.
     whole: whether batches are passed on whole.
 
-    Plain iterables are replayed from the beginning. The generators are seeded before each batch, so the replay draws the same
-    batches.
+    Plain iterables are replayed from the beginning. The generators are seeded before each batch, and a DataLoader's own before
+    each pass, so the replay draws the same batches.
     """
     seed_all(seed, "data", epoch)
+    seed_generators(source, seed, "data", epoch)
     iterator, seeded = _open(source, epoch, start)
     if replay and limit is not None and isinstance(source, Iterator):
         _replay(iterator, seed, epoch, limit)
@@ -209,6 +231,15 @@ def as_batch(raw: Any, index: int, split: str = "train", *, labels: bool = True,
         return Batch(inputs, targets)
     one = leaves(inputs)[0]
     return Batch(inputs, one.new_full((len(one),), IGNORED, dtype=torch.long), labeled=False)
+
+
+def check_again(val: Any) -> None:
+    """Raise DataError for validation data that can be read only once: a network is measured several times."""
+    if isinstance(val, Iterator):
+        raise DataError(
+            "val is a one-shot iterator, used up after one pass, and a network is measured several times. Pass a list, "
+            f"a DataLoader, or a function that returns a fresh iterator. {ENDING}"
+        )
 
 
 def check_labels(source: Any, readers: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
 """Check batches before they reach a model: convert them if that is unambiguous, and report what does not fit with the
 split, the batch and its shapes.
 
-Floating-point inputs are converted to the dtype of the model's parameters. Integers (`uint8` images) are not, because their
-scaling depends on the model's training. They are passed unchanged, and DataError is raised if the model fails.
+Floating-point inputs are converted to the dtype of the model's parameters; of batches that are passed on whole, only half
+precision to float32. Integers (`uint8` images) are not, because their scaling depends on the model's training. They are passed
+unchanged, and DataError is raised if the model fails.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Check:
 
     def fit(self, batch: B.Batch, index: int) -> B.Batch:
         """Return the batch with floating inputs in the model's dtype. Raises DataError if the first batch is not finite."""
-        inputs = batch.inputs if batch.whole else map_tensors(self._converted, batch.inputs)
+        inputs = map_tensors(self._widened if batch.whole else self._converted, batch.inputs)
         if not self._looked:
             self._looked = True
             for name, found in (("inputs", leaves(inputs)), ("targets", leaves(batch.targets))):
@@ -54,6 +55,10 @@ class Check:
 
     def _converted(self, x: Tensor) -> Tensor:
         return x if self.dtype is None or not x.is_floating_point() else x.to(self.dtype)
+
+    def _widened(self, x: Tensor) -> Tensor:
+        """Of a batch that is passed on whole only what the float32 copy of a network in half precision cannot take."""
+        return x.float() if self.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16) else x
 
     def where(self, index: int | None) -> str:
         """Return the name of the batch in messages or, without an index, of the whole split."""

@@ -17,7 +17,7 @@ from secateurs.training import resume as R
 from secateurs.training.capture import Compiler, wanted
 from secateurs.training.ema import average_, decay_at
 from secateurs.training.hooks import Hook
-from secateurs.training.losses import CrossEntropy, to_device
+from secateurs.training.losses import CrossEntropy, labeled, to_device
 from secateurs.training.metrics import topk_correct
 from secateurs.training.processes import LostError
 from secateurs.training.progress import summary
@@ -153,9 +153,8 @@ class Engine(TrainingRun):
             rows, right = batch.rows, self._right(batch, outputs, targets)
             lost = loss.detach().float()
             lost = torch.where(lost.isfinite(), told, lost)
-            figures = torch.stack(
-                [lost * rows, lost.new_zeros(()) if right is None else right, lost.new_full((), rows)]
-            )
+            hits, known = lost.new_zeros(2) if right is None else right
+            figures = torch.stack([lost * rows, hits, lost.new_full((), rows), known])
             share = 1.0 / self.recipe.accumulate
             if (
                 self.world > 1
@@ -185,13 +184,16 @@ class Engine(TrainingRun):
         return net if self._compiler is None else self._compiler.beside(net, self.device)
 
     def _right(self, batch: B.Batch, outputs: Any, targets: Any) -> torch.Tensor | None:
-        """Return the number of correctly classified examples; None if the task is not classification."""
+        """Return the numbers of correctly classified examples and of those with a label, (2,); None if the task is not
+        classification."""
         # Whether it is classification may depend on values, which are read from a GPU only once.
         known = self.device.type != "cpu" and self._by_class is not None
         counted = batch.labeled and not (known and not self._by_class)
         right = topk_correct(outputs, targets, known=known) if counted else None
         self._by_class = right is not None
-        return None if right is None else right[0]
+        if right is None:
+            return None
+        return torch.stack([right[0], labeled(targets, batch.rows, self.objective.ignored, right)])
 
     def _together(self, stack: ExitStack) -> None:
         for part in self.parts.values():
@@ -261,19 +263,19 @@ class Engine(TrainingRun):
 
     def _show(self) -> None:
         if self._sums[2]:
-            lost, right, n = self._sums
+            lost, right, n, known = self._sums
             self.report.update(
                 self.step,
                 self.epoch,
                 lost / n,
-                100 * right / n if self._by_class else None,
+                100 * right / known if self._by_class and known else None,
                 n / max(self._seconds, 1e-9),
             )
 
     def _end_epoch(self) -> None:
-        lost, right, n = self._sums
+        lost, right, n, known = self._sums
         line: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
-        line |= {"train_loss": lost / n} | ({"train_top1": 100 * right / n} if self._by_class else {})
+        line |= {"train_loss": lost / n} | ({"train_top1": 100 * right / known} if self._by_class and known else {})
         line |= {"images_per_second": n / max(self._seconds, 1e-9), "seconds": self._seconds}
         seed_all(self.seed, "epoch end", self.epoch)
         if self.val_data is not None:
@@ -287,7 +289,7 @@ class Engine(TrainingRun):
             hook.epoch_end(self, line)
         self._done = self._done or any(hook.done(self) for hook in self.hooks)
         self.history.append(line)
-        self.epoch, self.batch, self._sums, self._seconds = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
+        self.epoch, self.batch, self._sums, self._seconds = self.epoch + 1, 0, [0.0] * 4, 0.0
         self._save()  # before the line is written: the log is never ahead of the checkpoint
         R.append_log(self, line)
         if self.track:

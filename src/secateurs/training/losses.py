@@ -50,6 +50,8 @@ class CrossEntropy:
     raises the error later, so that not every batch waits for the GPU.
     """
 
+    ignore_index = B.IGNORED  # as PyTorch's own
+
     def __init__(self, label_smoothing: float = 0.0):
         self.label_smoothing = label_smoothing
         self.classes: int | None = None  # number of the model's classes, known after its first output
@@ -102,9 +104,9 @@ class CrossEntropy:
 
     def _mean(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        if logits.ndim == 2 or targets.is_floating_point():
+        if targets.is_floating_point():
             return loss
-        return torch.where((targets != B.IGNORED).any(), loss, loss.new_zeros(()))  # NaN if all pixels are ignored
+        return torch.where((targets != B.IGNORED).any(), loss, loss.new_zeros(()))  # NaN if all of them are ignored
 
     def check(self, targets: torch.Tensor) -> None:
         """Raise DataError for class indices that are out of range. They are checked before batches move to a GPU, where they
@@ -141,6 +143,21 @@ class CrossEntropy:
                 f"The data has a label {low if low < 0 else high}, but the model has {self.classes} classes "
                 f"(0…{self.classes - 1}): {_out_of_range(low, high, self.classes)}"
             )
+
+
+def ignored_by(loss: Any) -> int:
+    """Return the class index that a loss ignores, as far as it says."""
+    found = getattr(loss, "ignore_index", None)
+    return found if isinstance(found, int) else B.IGNORED
+
+
+def labeled(targets: Any, rows: int, ignored: int, like: torch.Tensor) -> torch.Tensor:
+    """Return how many of these examples have a label, or a pixel with one, that a loss does not ignore: a scalar like another
+    tensor. All of them count if targets are not class indices."""
+    if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or not targets.ndim:
+        return like.new_full((), rows)
+    counts = targets.long() != ignored
+    return counts.reshape(len(counts), -1).any(1).sum().to(like)
 
 
 def shares(targets: torch.Tensor) -> bool:

@@ -25,7 +25,7 @@ from secateurs.graph.modes import evaluating
 from secateurs.training import batches as B
 from secateurs.training import precision as P
 from secateurs.training.checks import Check, unscaled
-from secateurs.training.losses import CrossEntropy, Loss, heads, to_device
+from secateurs.training.losses import CrossEntropy, Loss, heads, ignored_by, labeled, to_device
 from secateurs.training.objective import Judged, Objective, classified
 
 log = logging.getLogger("secateurs")
@@ -33,8 +33,9 @@ log = logging.getLogger("secateurs")
 
 @dataclass(frozen=True)
 class Metrics:
-    """The figures of a network. loss: per example; None if no loss is defined. top1, top5: accuracy in percent; None if the
-    task is not classification. examples: how many were counted. seconds: the time it took. metrics: custom metrics by name.
+    """The figures of a network. loss: per example; None if no loss is defined. top1, top5: accuracy in percent, of the examples
+    with a label that the loss does not ignore; None if the task is not classification. examples: how many were read. seconds:
+    the time it took. metrics: custom metrics by name.
     """
 
     top1: float | None
@@ -65,26 +66,34 @@ def topk_correct(outputs: Any, targets: Any, ks: tuple[int, ...] = (1,), *, know
 class Meter:
     """Accumulates measurements, batch by batch."""
 
-    def __init__(self, metrics: Mapping[str, Any], device: torch.device, *, together: bool) -> None:
-        """together: several processes have different examples, and the figures cover all of them."""
+    def __init__(
+        self, metrics: Mapping[str, Any], device: torch.device, *, together: bool, loss: Loss | None = None
+    ) -> None:
+        """together: several processes have different examples, and the figures cover all of them. loss: whose mean is over the
+        examples whose label it does not ignore, if it has an `ignore_index`."""
         self.device = device
-        self.sums = torch.zeros(4, device=device)  # loss, top-1, top-5, examples
-        self.total = torch.zeros(4, dtype=torch.float64)
+        self.ignored, self._ignores = ignored_by(loss), hasattr(loss, "ignore_index")
+        self.sums = torch.zeros(6, device=device)  # loss, its examples, top-1, top-5, examples with a label, examples
+        self.total = torch.zeros(6, dtype=torch.float64)
         self.has_loss = self.by_class = True
         self.own = {name: _own(name, metric, device, together) for name, metric in metrics.items()}
         self._batches = 0
 
     def add(self, found: Judged, rows: int) -> None:
+        mine = labeled(found.targets, rows, self.ignored, self.sums)
         if found.loss is None:
             self.has_loss = False
         else:
-            self.sums[0] += found.loss.float() * rows
+            counted = mine if self._ignores else mine.new_full((), rows)
+            self.sums[0] += found.loss.float() * counted
+            self.sums[1] += counted
         right = topk_correct(found.outputs, found.targets, (1, 5)) if self.by_class else None
         if right is None:
             self.by_class = False
         else:
-            self.sums[1:3] += right
-        self.sums[3] += rows
+            self.sums[2:4] += right
+        self.sums[4] += mine
+        self.sums[5] += rows
         for name, metric in self.own.items():
             with _computing(name):
                 metric.add(found.outputs, found.targets, rows)
@@ -101,15 +110,15 @@ class Meter:
         self._drain()
         if reduce is not None:
             self.total = reduce(self.total.to(self.device, torch.float32)).cpu().double()
-        lost, top1, top5, n = self.total.tolist()
+        lost, counted, top1, top5, known, n = self.total.tolist()
         if not n:
             return None
         own: dict[str, float] = {}
         for name, metric in self.own.items():
             with _computing(name):
                 own |= _named(name, metric.value(reduce))
-        right = (100 * top1 / n, 100 * top5 / n) if self.by_class else (None, None)
-        return Metrics(right[0], right[1], lost / n if self.has_loss else None, int(n), seconds, own)
+        right = (100 * top1 / known, 100 * top5 / known) if self.by_class and known else (None, None)
+        return Metrics(right[0], right[1], lost / counted if self.has_loss and counted else None, int(n), seconds, own)
 
 
 @contextmanager
@@ -200,13 +209,16 @@ def higher_is_better(metric: Any) -> bool:
 
 def check_data(model: nn.Module, data: Any, objective: Objective | None = None) -> None:
     """Raise DataError before any work if the first batch of `data.train` or `data.val` does not fit the model or the
-    objective. Runs in eval mode on the model's device. One-shot iterators are skipped, because this would consume them.
+    objective, or if the validation data is a one-shot iterator. Runs in eval mode on the model's device. Training data that is
+    one is skipped, because this would consume it.
 
     A custom loss or step is not checked on training batches, because it may need the model in train mode.
     """
     objective = objective or Objective()
     train, val = B.split_data(data)
     for split, source in (("train", train), ("val", val)):
+        if split == "val":
+            B.check_again(source)
         if source is None or isinstance(source, Iterator):
             continue
         raw = B.first(source, split)
@@ -290,7 +302,7 @@ def evaluate(
     objective = objective or Objective()
     default = default or CrossEntropy()
     began = time.perf_counter()
-    meter = Meter(objective.metrics, where, together=share[1] > 1)
+    meter = Meter(objective.metrics, where, together=share[1] > 1, loss=objective.loss or default)
     check = Check(model, split)
     with evaluating(model):
         for index, raw in enumerate(B.bounded(batches, split, B.EVALUATE_SECONDS, B.ENDING)):

@@ -15,7 +15,7 @@ from secateurs.errors import ConfigError, TrainingError
 from secateurs.graph.inputs import call
 from secateurs.graph.structures import map_tensors
 from secateurs.training import batches as B
-from secateurs.training.losses import CrossEntropy, Loss, heads, shares
+from secateurs.training.losses import CrossEntropy, Loss, heads, ignored_by, shares
 
 Step = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> loss
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]  # (model, batch) -> (outputs, targets)
@@ -96,6 +96,11 @@ class Objective:
         """Whether the task may be classification: there is no custom loss or step."""
         return self.loss is None and self.step is None
 
+    @property
+    def ignored(self) -> int:
+        """The class index that the loss ignores."""
+        return ignored_by(self.loss)
+
     def train(self, net: nn.Module, batch: B.Batch, default: Loss, mixup: float = 0.0) -> tuple[Any, Any, Tensor]:
         """Return the outputs, the targets and the loss to minimize. default: the loss if there is no custom loss.
 
@@ -119,7 +124,8 @@ class Objective:
         keep = float(torch.distributions.Beta(mixup, mixup).sample())
         keep = max(keep, 1 - keep)
         outputs = call(net, map_tensors(lambda x: keep * x + (1 - keep) * x.flip(0), batch.inputs))
-        mixed = keep * loss(outputs, batch.targets) + (1 - keep) * loss(outputs, batch.targets.flip(0))
+        others = B.taken(batch, torch.arange(batch.rows).flip(0)).targets
+        mixed = keep * loss(outputs, batch.targets) + (1 - keep) * loss(outputs, others)
         return outputs, batch.targets, mixed
 
     def judge(self, model: nn.Module, batch: B.Batch, default: Loss | None = None) -> Judged:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,15 +16,21 @@ from secateurs.report import count
 Mode = Literal["auto", "bar", "lines", "silent"]
 
 
+def checked_mode(mode: Any) -> Mode:
+    """Return the mode that a setting stands for. Raises ConfigError if it is none."""
+    if isinstance(mode, bool):
+        return "auto" if mode else "silent"
+    if mode not in get_args(Mode):
+        raise ConfigError(f"progress={mode!r} is not valid: choose auto, bar, lines or silent")
+    return mode
+
+
 class Reporter:
     """Reports progress. `mode`: 'bar', 'lines' (one per `interval` seconds), 'silent', or 'auto' (a bar if stderr is a
     terminal, otherwise lines)."""
 
     def __init__(self, mode: Mode | bool = "auto", title: str = "training", interval: float = 15.0):
-        if isinstance(mode, bool):
-            mode = "auto" if mode else "silent"
-        if mode not in ("auto", "bar", "lines", "silent"):
-            raise ConfigError(f"progress={mode!r} is not valid: choose auto, bar, lines or silent")
+        mode = checked_mode(mode)
         self.console = Console(stderr=True)
         self.mode = mode if mode != "auto" else "bar" if self.console.is_terminal else "lines"
         self.title, self.interval = title, interval

@@ -205,7 +205,7 @@ def _restore(engine: TrainingRun, state: State) -> None:
         engine.runtime.scaler.load_state_dict(state.scaler.model_dump(by_alias=True))
     engine.rebind()
     engine.step, engine.epoch, engine.batch, engine._done = at.step, at.epoch, at.batch, at.done
-    engine._sums, engine._seconds, engine.history = state.sums, state.seconds, state.history
+    engine._sums, engine._seconds, engine.history = [*state.sums, state.sums[2]][:4], state.seconds, state.history
 
 
 def _load_hook(hook: Hook, name: str, state: State) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from secateurs.devices import channels_last_
 from secateurs.errors import ConfigError, Setting, TrainingError
@@ -21,10 +22,11 @@ from secateurs.training.checkpoint import CheckpointStore
 from secateurs.training.checks import Check
 from secateurs.training.losses import CrossEntropy, Loss
 from secateurs.training.objective import Objective
+from secateurs.training.options import check_options, check_recipe
 from secateurs.training.parts import Part, make_optimizer
 from secateurs.training.progress import Mode, Reporter
 from secateurs.training.recipe import Recipe
-from secateurs.training.runtime import Runtime, written
+from secateurs.training.runtime import Runtime, trackers, written
 
 
 class TrainingRun:
@@ -55,10 +57,10 @@ class TrainingRun:
         labels: bool = True,
     ):
         self.objective = objective or Objective(loss=loss)
-        if (self.objective.loss is not None or self.objective.step is not None) and recipe.label_smoothing:
-            raise ConfigError("label_smoothing applies to the default loss only: implement it in your own loss")
-        if save_steps is not None and save_steps < 1:
-            raise ConfigError(f"save_steps={save_steps}: must be at least 1")
+        check_recipe(recipe, self.objective)
+        check_options(
+            hooks=hooks, progress=progress, save_steps=save_steps, save_seconds=save_seconds, track=track, folder=folder
+        )
         self.model, self.recipe, self.hooks, self.seed = model, recipe, list(hooks), seed
         self.labels = labels and recipe.reads_labels
         self.train_data, self.val_data = B.split_data(data)
@@ -66,7 +68,7 @@ class TrainingRun:
         self.folder = Path(folder) if folder is not None else None
         self.checkpoints, self.save_steps, self.save_seconds = checkpoints, save_steps, save_seconds
         self.report = Reporter(progress, title)
-        self.track = tuple(track)
+        self.track = trackers(track)
         self.step = self.epoch = self.batch = 0
         self.history: list[dict[str, Any]] = []
         self.plans: list[Any] = []
@@ -81,7 +83,7 @@ class TrainingRun:
         self._micro = 0  # batches since the last step
         self._by_class: bool | None = None  # whether the last batch was classified
         self._pending: deque[tuple[int, torch.Tensor]] = deque()
-        self._sums = [0.0, 0.0, 0.0]  # of this epoch: loss, top-1 hits, images
+        self._sums = [0.0] * 4  # of this epoch: loss, top-1 hits, images, images with a label
         self._seconds = 0.0
 
     # -- queries ---------------------------------------------------------------------------------------
@@ -189,6 +191,7 @@ class TrainingRun:
         self.model.to(self.device)
         if self.runtime.channels_last:
             channels_last_(self.model)
+        restart_averages_(self.model)
         if self.recipe.ema:
             self.ema = copied(self.model).requires_grad_(False)
         self.total, self.per_epoch = B.measure(self.recipe, self.train_data)
@@ -204,6 +207,16 @@ class TrainingRun:
     def _check_val(self) -> None:
         """Check validation data now instead of after an epoch. Not if the model has hooks: they belong to a method, which has
         checked the data, or to the user, and must not see batches that are not part of training."""
+        if (self.recipe.epochs or 0) > 1:
+            B.check_again(self.val_data)
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
         if self.val_data is not None and not isinstance(self.val_data, Iterator) and not hooked:
             self.evaluate(self.model, [B.first(self.val_data, "val")])
+
+
+def restart_averages_(model: nn.Module, batches: int = 0) -> None:
+    """Make norms with `momentum=None`, whose statistics are the mean over all batches so far, count so many batches. The many
+    of an earlier training would outweigh those of the weights that are trained now."""
+    for norm in model.modules():
+        if isinstance(norm, _NormBase) and norm.momentum is None and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.fill_(batches)

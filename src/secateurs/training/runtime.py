@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,14 @@ def written(what: Path | None) -> Iterator[None]:
         ) from error
 
 
-def check_trackers(track: Sequence[Any], folder: Path | None) -> None:
+def trackers(track: Any) -> tuple[Any, ...]:
+    """Return the trackers that a setting names: one, or several."""
+    return tuple(track) if isinstance(track, Iterable) and not isinstance(track, str) else (track,)
+
+
+def check_trackers(track: Any, folder: Path | None) -> None:
     """Raise ConfigError for a tracker that accelerate would reject or silently ignore."""
+    track = trackers(track)
     if not track:
         return
     from accelerate.tracking import get_available_trackers

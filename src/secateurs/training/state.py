@@ -58,7 +58,7 @@ class State(_Strict):
     recipe: dict[str, Any]
     seed: int
     position: Position
-    sums: Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
+    sums: Annotated[list[FiniteFloat], Field(min_length=3, max_length=4)]  # three of earlier versions
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     history: list[dict[str, Any]]
     plans: list[str]

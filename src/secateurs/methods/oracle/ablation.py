@@ -126,7 +126,8 @@ class Judging(Ablation):
 
     def _figures(self, masks: Tensor) -> list[Metrics]:
         assessor = self.assessor
-        meters = [Meter(assessor.objective.metrics, assessor.device, together=False) for _ in masks]
+        loss, metrics = assessor.objective.loss, assessor.objective.metrics
+        meters = [Meter(metrics, assessor.device, together=False, loss=loss) for _ in masks]
         for i, batch in enumerate(map(assessor.moved, assessor.batches)):
             first, held = self._prepare(i, batch, masks[0], False)
             meters[0].add(first, batch.rows)

@@ -33,7 +33,6 @@ from secateurs.plans import trace
 from secateurs.preflight import task_for
 from secateurs.recovery import Recover, recover
 from secateurs.recovery.trial import taught
-from secateurs.seeds import mix
 from secateurs.studies.comparison.compute import (
     Division,
     SearchCost,
@@ -147,10 +146,7 @@ class Bench:
             return replace(self.data, train=train.reseeded(seed))
         if hasattr(train, "set_epoch"):
             train.set_epoch(0)
-        samplers = [getattr(train, name, None) for name in ("sampler", "batch_sampler")]
-        for owner in (train, *samplers):  # the user's own generators would run on from cell to cell
-            if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
-                generator.manual_seed(mix(seed, "data"))
+        B.seed_generators(train, seed, "data")
         return self.data
 
     @cached_property
