@@ -66,8 +66,9 @@ class Format:
 
 
 def arrays(inputs: Any) -> list[np.ndarray]:
-    """Return the tensors of example inputs, in order, as arrays."""
-    return [x.detach().cpu().numpy() for x in tensors(inputs)]
+    """Return the tensors of example inputs, in order, as arrays. Files are in float32, whatever format the network is in."""
+    found = (x.detach().cpu() for x in tensors(inputs))
+    return [(x.float() if x.is_floating_point() else x).numpy() for x in found]
 
 
 def called(network: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
