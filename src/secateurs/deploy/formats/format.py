@@ -46,7 +46,7 @@ class Opener(Protocol):
 class Format:
     """An export format. suffix: of its files. packages: what it needs, which `extra` installs. write: exports a network in eval
     mode, on the CPU, with names for its outputs. open: opens a file in its own runtime. beside: the suffix of a second file
-    that holds the weights."""
+    that holds the weights. structured: whether it keeps the tuples and dicts that a network returns."""
 
     name: str
     suffix: str
@@ -55,6 +55,7 @@ class Format:
     write: Writer
     open: Opener
     beside: str = ""
+    structured: bool = False
 
     @property
     def missing(self) -> str | None:
