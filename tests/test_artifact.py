@@ -129,6 +129,15 @@ class TestRoundTrip:
         assert loaded[1].weight is loaded[2].weight
         assert loaded[0].weight.dtype is torch.float16
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_a_network_loads_in_its_own_number_format(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        """The spec builds float32, which has neither the bits of a double nor the format that the signature records."""
+        result = sc.prune(sc.build("zoo:small_cnn").to(dtype), image().to(dtype), "l1", sc.Budget(macs=0.6))
+        loaded = sc.load(result.save(tmp_path / "run"))
+        assert_equal(loaded, result.model)
+        assert {p.dtype for p in loaded.parameters()} == {dtype}
+        assert torch.equal(loaded(image().to(dtype)), result.model.eval()(image().to(dtype)))
+
     def test_a_card_of_arrays_and_of_numbers_that_json_does_not_have(self, result: sc.Result, tmp_path: Path) -> None:
         card = {
             **result.card(),

@@ -48,6 +48,27 @@ def test_an_artifact_is_pruned_further(run, images, tmp_path):
     assert refused.status == 2
 
 
+def test_images_are_read_as_the_card_says(run, images, tmp_path):
+    """By default they would be normalized for ImageNet, and the figures of the network would be others."""
+    first = run("prune", "zoo:small_cnn", "--data", f"folder:{images}", "--normalize", "none", *QUICK, "--pretrain-epochs", 1,
+                "--method", "l1", "--macs", 0.6, "--out", tmp_path / "a")  # fmt: skip
+    assert first.status == 0, first.err
+    a = json.loads((tmp_path / "a" / "card.json").read_text())
+    assert a["data"]["normalize"] == "none"
+    for name, data in (("given", ["--data", f"folder:{images}"]), ("recorded", [])):
+        again = run("prune", tmp_path / "a", *data, "--batch-size", 16, "--method", "l1", "--macs", 0.6,
+                    "--recover", "none", "--out", tmp_path / name)  # fmt: skip
+        assert again.status == 0, again.err
+        b = json.loads((tmp_path / name / "card.json").read_text())
+        assert b["data"] == {**a["data"], "batch_size": 16}
+        assert b["before"]["top1"] == a["after"]["top1"]
+        assert b["before"]["loss"] == a["after"]["loss"]
+    other = run("prune", tmp_path / "a", "--normalize", "imagenet", "--batch-size", 16, "--method", "l1", "--macs", 0.6,
+                "--recover", "none", "--out", tmp_path / "other")  # fmt: skip
+    assert other.status == 0, other.err
+    assert json.loads((tmp_path / "other" / "card.json").read_text())["data"]["normalize"] == "imagenet"
+
+
 def test_stripes_are_told_and_drawn(run, images, tmp_path):
     pytest.importorskip("matplotlib")
     pruned = run("prune", "zoo:small_cnn", "--data", f"folder:{images}", *QUICK, "--pretrain-epochs", 1, "--method", "pff",

@@ -26,13 +26,34 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bench_prints_a_table(run, artifact, tmp_path):
     ran = run("bench", artifact, "--target", "torch-cpu", "--batch", 1, "--batch", 2, "--seconds", 0.01,
-              "--plot", tmp_path / "p.svg")  # fmt: skip
+              "--plot", tmp_path / "new" / "p.svg")  # fmt: skip
     assert ran.status == 0, ran.err
     lines = ran.out.splitlines()
     assert lines[0].split()[:4] == ["target", "batch", "original", "pruned"]
     assert [line.split()[:2] for line in lines[2:4]] == [["torch-cpu", "1"], ["torch-cpu", "2"]]
     assert "× if time followed them" in ran.out
-    assert b"<svg" in (tmp_path / "p.svg").read_bytes()
+    assert b"<svg" in (tmp_path / "new" / "p.svg").read_bytes()
+
+
+def test_times_are_kept_if_the_plot_cannot_be_drawn(run, artifact, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    copy = shutil.copytree(artifact, tmp_path / "a")
+    monkeypatch.setattr("secateurs.report.curves.plot", full)
+    ran = run("bench", copy, "--target", "torch-cpu", "--seconds", 0.01, "--plot", tmp_path / "p.svg", "--save")
+    assert ran.status == 2
+    assert "cannot be written: No space left on device" in ran.err
+    assert (copy / "bench.json").exists()
+
+
+def test_an_artifact_in_half_precision_is_measured_beside_its_original(run, tmp_path):
+    """Both in half precision: the spec of the original builds float32."""
+    model = sc.build("zoo:small_cnn", num_classes=2).half()
+    folder = sc.prune(model, torch.randn(1, 3, 32, 32).half(), "l1", sc.Budget(macs=0.5)).save(tmp_path / "a")
+    ran = run("bench", folder, "--target", "torch-cpu", "--seconds", 0.01, "--json")
+    assert ran.status == 0, ran.err
+    assert [row["target"]["precision"] for row in json.loads(ran.out)["rows"]] == ["fp16"]
 
 
 def test_bench_as_json(run, artifact):
@@ -67,6 +88,16 @@ def test_export(run, artifact, tmp_path):
     assert ran.status == 2
     assert "already exists: --force replaces it" in ran.err
     assert run("export", artifact, "--out", path, "--force").status == 0
+
+
+def test_a_file_says_which_inputs_it_takes(run, tmp_path):
+    """Not those that the network was pruned on: it is exported in float32, and in the size that is asked for."""
+    model = sc.build("zoo:small_cnn", num_classes=2).half()
+    folder = sc.prune(model, torch.randn(1, 3, 32, 32).half(), "l1", sc.Budget(macs=0.5)).save(tmp_path / "a")
+    ran = run("export", folder, "--to", "pt2", "--input", "3,16,16")
+    assert ran.status == 0, ran.err
+    found = FORMATS[".pt2"].open(folder / "model.pt2").metadata()
+    assert found["inputs"] == [{"name": "0", "shape": [1, 3, 16, 16], "dtype": "float32"}]
 
 
 @needs_onnx
@@ -136,6 +167,12 @@ def test_a_list_of_images_is_measured_as_it_is(run, listed, options):
     ran = run("bench", listed, "--trust-code", "--target", "torch-cpu", "--seconds", 0.01, "--json", *options)
     assert ran.status == 0, ran.err
     assert json.loads(ran.out)["rows"][0]["batch"] == 1
+
+
+def test_code_that_is_not_trusted_is_refused_with_the_card_that_names_it(run, listed):
+    ran = run("bench", listed, "--target", "torch-cpu")
+    assert ran.status == 1
+    assert f"{listed}/card.json: its network comes from python:tests.cli.test_deploy:Listed" in ran.err
 
 
 def test_a_list_of_images_is_a_batch(run, listed):

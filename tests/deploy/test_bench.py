@@ -106,6 +106,15 @@ def test_runtimes(runtime: Any) -> None:
     assert found.rows[0].memory is None
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_files_take_the_inputs_of_a_network_in_any_number_format(runtime: Any, dtype: torch.dtype) -> None:
+    if (missing := Target(runtime).missing) is not None or torch.__version__.startswith("2.6."):
+        pytest.skip(missing or "ONNX needs a newer PyTorch")
+    found = sc.bench(network(8).to(dtype), network(4).to(dtype), X.to(dtype), target=runtime, seconds=0.01)
+    assert found.rows[0].speedup > 0
+
+
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"channels_last": True}, {"threads": 1, "batch": 2}])
 def test_settings_of_pytorch(options: dict[str, Any]) -> None:
     threads = torch.get_num_threads()

@@ -68,6 +68,46 @@ def test_a_file_of_each_format(suffix: str, tmp_path: Path) -> None:
             assert apart(file.run(x)[0], small.eval()(x)) < 1e-4
 
 
+class Found:
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+@every
+@pytest.mark.parametrize("kind", ["dict", "object"])
+def test_what_is_not_a_tensor_is_left_out_of_a_file(suffix: str, kind: str, tmp_path: Path) -> None:
+    """Exporters raise errors of their own for it. A cut of such a network is verified by its tensors, too."""
+
+    class Telling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Any:
+            values = {"logits": self.net(x), "stride": 4, "name": "net"}
+            return values if kind == "dict" else Found(**values)
+
+    model = Telling()
+    assert sc.export(model, tmp_path / f"small{suffix}", X).error < 1e-4
+    found = FORMATS[suffix].open(tmp_path / f"small{suffix}").run(X)
+    assert len(found) == 1
+    with torch.no_grad():
+        assert apart(found[0], model.net.eval()(X)) < 1e-4
+
+
+@every
+def test_arguments_of_any_number(suffix: str, tmp_path: Path) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(3, 4), conv(3, 4)
+
+        def forward(self, *xs: Tensor) -> Tensor:
+            return self.a(xs[0]) - self.b(xs[1])
+
+    assert sc.export(Wrapped(), tmp_path / f"small{suffix}", (X, 2 * X)).error < 1e-4
+
+
 @every
 def test_stripes_are_exported(suffix: str, tmp_path: Path) -> None:
     small = sc.prune(network(), X, "l2-stripes", sc.Budget(macs=0.6)).model

@@ -22,6 +22,14 @@ from secateurs.zoo.weights import EXTRA, passing_buffers, put
 _DEPTH = 12  # of containers in extra state: a card may have 64 levels, and each container takes up to three
 _SCALARS = (bool, int, float, str, type(None))
 _MAPPINGS: dict[str, type] = {"dict": dict, "OrderedDict": OrderedDict}
+_FORMATS = {
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+}  # that networks compute in
 
 
 class StateRecord(Open):
@@ -94,7 +102,8 @@ def check_tied(model: nn.Module, record: StateRecord | None, path: StrPath) -> N
 def restore_(
     model: nn.Module, tensors: dict[str, Tensor], record: StateRecord | None, path: StrPath, card: StrPath
 ) -> None:
-    """Load the result of `gathered` into a network of the same structure.
+    """Load the result of `gathered` into a network of the same structure. The network gets the saved number formats: a fresh
+    one is in float32.
 
     path, card: the files that tensors and record come from, for messages. Raises ArtifactError if the state does not fit.
     """
@@ -116,6 +125,7 @@ def restore_(
     if missing := [key for key in own if _is_extra(key) and key not in values and key not in plain]:
         raise ArtifactError(f"{shown(card)} does not fit this model: it has no state of {_called(missing[0])}.")
     _make_room(model, plain)
+    _reformat(model, plain)
     other = "The artifact is of another network than this one."
     put(model, plain, Path(path), "the network that the plan leaves", values, other)
 
@@ -142,6 +152,16 @@ def _make_room(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if saved is not None and (own is None or own.shape != saved.shape or own.dtype != saved.dtype):
                 device = next((x.device for x in (own, *model.parameters()) if x is not None), saved.device)
                 module._buffers[leaf] = torch.empty_like(saved, device=device)
+
+
+def _reformat(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give floating-point and complex tensors the number formats of the saved ones."""
+    for key, own in _tensors(model).items():
+        saved = tensors.get(key)
+        if saved is None or own.dtype == saved.dtype or own.is_complex() != saved.is_complex():
+            continue
+        if {own.dtype, saved.dtype} <= _FORMATS:
+            own.data = own.data.to(saved.dtype)
 
 
 def _is_extra(key: str) -> bool:

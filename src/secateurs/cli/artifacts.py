@@ -65,16 +65,31 @@ class Opened:
 
         if self.options.model is None:
             return sc.load(self.folder, trust_code=self._trusted)
-        return sc.load(self.folder, self.original)
+        return sc.load(self.folder, self._fresh)
 
     @cached_property
     def original(self) -> nn.Module:
-        """The network before any cut, in eval mode. Its weights are not those that were pruned. They take
-        the same time, except in a detector, whose time depends on the boxes that it finds."""
+        """The network before any cut, in eval mode and in the pruned network's number formats. Its weights are not those that
+        were pruned. They take the same time, except in a detector, whose time depends on the boxes that it finds."""
+        from secateurs.placement import Placement
+
+        fresh, placement = self._fresh, Placement.of(self.network)
+        return placement.restore(fresh.to(placement.dtype))
+
+    @cached_property
+    def _fresh(self) -> nn.Module:
+        """The network before any cut, as its spec builds it."""
+        from secateurs.artifact import CARD, place
         from secateurs.artifact.provenance import rebuilt
+        from secateurs.files import shown
 
         uncut = self.source.model_copy(update={"plans": [], "widen": []})
-        return rebuilt(uncut, self._trusted).eval()
+        try:
+            return rebuilt(uncut, self._trusted).eval()
+        except ArtifactError as error:
+            if self.options.model is not None:
+                raise
+            raise error.within(f"{shown(place(self.folder, CARD))}: ") from error.__cause__
 
     @property
     def _trusted(self) -> bool:

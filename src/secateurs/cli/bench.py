@@ -99,10 +99,10 @@ def bench(
         print(json.dumps({"artifact": shown(artifact), **found.record()}, indent=2))
     else:
         _show(found)
-    if plot is not None:
-        _draw(found, plot)
     if save:
         options.log(f"saved {shown(save_timings(artifact, found.record()))}")
+    if plot is not None:
+        _draw(found, plot)
 
 
 def _show(found: Bench) -> None:

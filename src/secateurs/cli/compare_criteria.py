@@ -95,7 +95,7 @@ def compare_criteria(
 
     purpose = Purpose.of((task_options or TaskOptions()).chosen())
     network = (model_options or ModelOptions()).network(model)
-    spec = (data_options or DataOptions()).spec().complete(purpose.task)
+    spec = (data_options or DataOptions()).spec().complete(purpose.task, network)
     chosen = _criteria(criteria)
     if network.weights is None:
         raise ConfigError(f"Without --weights {model} is untrained: all of its channels are as good as another.")

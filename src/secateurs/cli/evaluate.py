@@ -167,20 +167,18 @@ def recorded_data(
 ) -> tuple[DataSpec, Data]:
     """The data to evaluate on: as given, completed from the card. task: by default the card's. classes: their number, if it is
     given."""
-    from secateurs.data.spec import remote
+    from secateurs.runs import sources
 
     task = task or recorded(card, artifact)
-    on_card = _preprocessing(card) | ({} if card.data is None else card.data.model_dump(exclude_none=True))
+    on_card = sources.recorded(card)
     named: str = on_card.get("data") or ""
     if given.data is None and not named:
         raise ConfigError(
             f"The card of {shown(artifact)} does not say which data it is for: give --data, and --normalize."
         )
     try:
-        if given.data is None and not trust and remote(named):
-            raise ConfigError(
-                f"{shown(named)} would be fetched from the network: give it as --data if you mean it (or --trust-code)."
-            )
+        if given.data is None:
+            sources.check_fetched(named, trust)
         spec = given.over(on_card).complete(task)
         return spec, spec.load(0, where, task, classes)
     except SecateursError as error:
@@ -188,16 +186,6 @@ def recorded_data(
             raise
         hint = f"The card of {shown(artifact)} names this data; --data overrides it."
         raise error.advised(*error.hint, *([" "] if error.hint else []), hint) from error
-
-
-def _preprocessing(card: Card) -> dict[str, Any]:
-    """How images become inputs, as settings of a data spec."""
-    how = None if card.signature is None else card.signature.preprocess
-    if how is None:
-        return {}
-    side = how.size[0] if how.size and how.resize is not None and how.size[0] == how.size[1] else None
-    normalize = "/".join(",".join(map(repr, values)) for values in (how.mean, how.std))
-    return {"normalize": normalize, "image_size": side, **({"channels": 1} if how.channels == "L" else {})}
 
 
 def _load(artifact: Path, card: Card, spec: str | None, model: ModelOptions) -> nn.Module:

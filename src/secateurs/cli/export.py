@@ -73,20 +73,26 @@ def export(
         raise ConfigError("--int8 is calibrated and measured on batches: omit --fixed-batch.")
     opened = Opened(artifact, artifact_options or ArtifactOptions())
     data = opened.data((data_options or DataOptions()).spec()) if int8 else None
+    inputs = opened.inputs()
     done = sc.export(
-        opened.network, path, opened.inputs(), dynamic_batch=not fixed_batch, dynamic_size=any_size,
-        metadata=_metadata(opened.card), int8=data,
+        opened.network, path, inputs, dynamic_batch=not fixed_batch, dynamic_size=any_size,
+        metadata=_metadata(opened.card, inputs), int8=data,
     )  # fmt: skip
     _show(done, int8)
     if data is not None and data.val is not None:
         _measure(opened, done, data)
 
 
-def _metadata(card: Card) -> dict[str, Any]:
-    """What whoever serves the file has to know."""
+def _metadata(card: Card, inputs: Any) -> dict[str, Any]:
+    """What whoever serves the file has to know. inputs: those that it is exported on, which `--input` may have set."""
+    from secateurs.artifact import Signature
+    from secateurs.graph.inputs import map_tensors
+
+    taken = Signature.of(map_tensors(lambda x: x.float() if x.is_floating_point() else x, inputs))
     figures = {"macs": card.after.macs, "params": card.after.params, "top1": card.after.top1, **card.after.metrics}
     return {
         **({} if card.signature is None else card.signature.model_dump(mode="json")),
+        "inputs": taken.model_dump(mode="json")["inputs"],
         "method": card.method.name,
         "budget": card.budget,
         "figures": {name: value for name, value in figures.items() if value is not None},

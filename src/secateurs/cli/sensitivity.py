@@ -118,7 +118,6 @@ def sensitivity(
 
     model_options, task = model_options or ModelOptions(), (task_options or TaskOptions()).chosen()
     purpose = Purpose.of(task)
-    spec = (data_options or DataOptions()).spec().complete(purpose.task)
     if out is None and (resume or force):
         raise ConfigError("--resume and --force are about what is in --out: give it.")
     if out is not None:
@@ -126,6 +125,7 @@ def sensitivity(
     source = model_options.network(model)
     if not source.has_weights:
         raise ConfigError(f"Without --weights {model} is untrained: there is nothing to lose.")
+    spec = (data_options or DataOptions()).spec().complete(purpose.task, source)
     chosen, build, where = configured(method, settings), source.open(purpose), pick_device(device)
     data = spec.load(seed, where, purpose.task, model_options.num_classes)
     network = build(data, where, seed)

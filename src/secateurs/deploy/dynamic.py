@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -53,7 +54,8 @@ class Dynamic:
             return axes
 
         args, kwargs = called(network, inputs)
-        return each(kwargs) if kwargs else tuple(each(value) for value in args)
+        # By parameter, as torch.export has them: `*xs` holds several inputs.
+        return each(inspect.signature(network.forward).bind(*args, **kwargs).arguments)
 
     @property
     def hint(self) -> tuple[str | Setting, ...]:

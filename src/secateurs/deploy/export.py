@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from secateurs.deploy.detectors import check_exportable, matched, resized
 from secateurs.deploy.dynamic import Dynamic, larger, output_names, sides
@@ -66,6 +67,7 @@ def export(
     must agree with the network's to a relative 1e-4. Only then is it moved to `path`, where it replaces an existing file. The
     model is not modified: a copy is exported in float32, in eval mode. Stripe convolutions become the equivalent dense
     convolutions. Outputs are named by what the network returns: the keys of a dict, or else output, or output0, output1 …
+    Values that are not tensors are left out, and so are the types of objects and data classes that hold tensors.
 
     A torchvision detector, which takes a list of images, can only be exported to ONNX. The file takes as many images as there
     are in the example inputs, each of any size. torchvision's C++ operators must be loadable.
@@ -133,10 +135,15 @@ def export(
     for layer in network.modules():
         if isinstance(layer, StripeConv):
             layer.hold_()  # OpenVINO miscomputes the ops that make the weights
+    names = output_names(returned)
+    plain = all(isinstance(x, Tensor | int | float | None) for x in pytree.tree_leaves(returned))
+    if images is None and not (format.structured and plain):
+        network.register_forward_hook(lambda module, args, found: tuple(tensors(found)))  # exporters take nothing else
+        names = names if len(names) == len(due[0]) else output_names(tuple(due[0]))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
         made = Path(folder, path.name)
-        _write(format, network, made, inputs, dynamic, output_names(returned), about)
+        _write(format, network, made, inputs, dynamic, names, about)
         if int8 is not None:
             _quantize(made, int8)
         error = _disagreement(

@@ -34,9 +34,11 @@ def check_picture(path: Path) -> None:
 
 
 def write_picture(path: Path, figure: Figure) -> Path:
-    """Write a figure atomically to a file whose suffix sets the format. Raises OSError if it cannot be written."""
+    """Write a figure atomically to a file whose suffix sets the format. Its folder is made if needed. Raises OSError if it
+    cannot be written."""
     image = io.BytesIO()
     figure.savefig(image, format=_format(path), dpi=110)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, image.getvalue())
     return path
 

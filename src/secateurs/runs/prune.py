@@ -52,7 +52,8 @@ class PruneRun:
     >>> result = run.start()             # run.start(resume=True) after it was interrupted
 
     model: a spec (see `build`), the folder of an artifact, or a module, which is left untouched.
-    data: a data spec, a `DataSpec` with more settings, or a `Data` with batches of your own.
+    data: a data spec, a `DataSpec` with more settings, or a `Data` with batches of your own. Images are read as the card of an
+        artifact says, unless the spec says otherwise.
     folder: for the artifact, the checkpoints and the logs. Only files that a run wrote are ever replaced.
     method, budget, scope, allow_inexact, seed: as for `prune`.
     exclude, only, ratios, min_channels, max_cut: as for `prune`, for each cut; ratios are those of the first cut, and
@@ -153,7 +154,7 @@ class PruneRun:
             )  # fmt: skip
         return Cut(
             network=network,
-            data=as_source(self.data, purpose.task),
+            data=as_source(self.data, purpose.task, network),
             purpose=purpose,
             method=method,
             budget=self.budget,

@@ -154,8 +154,8 @@ class RedesignRun:
         method, purpose = resolve(self.method), Purpose.of(self.task, self.loss, self.step, self.forward, self.metrics)
         weights = None if self.weights is None else Path(self.weights)
         return _Stages(
-            network=NetworkSpec(self.model, weights, self.num_classes, self.trust_code),
-            data=as_source(self.data, purpose.task),
+            network=(network := NetworkSpec(self.model, weights, self.num_classes, self.trust_code)),
+            data=as_source(self.data, purpose.task, network),
             purpose=purpose,
             widen=self.widen,
             macs=self.macs,

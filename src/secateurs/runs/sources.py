@@ -15,7 +15,7 @@ from torch import nn
 
 from secateurs import artifact
 from secateurs.data import Data
-from secateurs.data.spec import absolute
+from secateurs.data.spec import absolute, remote
 from secateurs.devices import memory
 from secateurs.errors import ConfigError, Setting
 from secateurs.files import shown
@@ -58,11 +58,13 @@ class DataSpec:
         """Settings that are None here are taken from `defaults`."""
         return replace(self, **{k: defaults.get(k) for k, v in asdict(self).items() if v is None})
 
-    def complete(self, task: VisionTask | None = None) -> DataSpec:
+    def complete(self, task: VisionTask | None = None, network: NetworkSpec | None = None) -> DataSpec:
         """The same with the task's default of every setting that is None, and an absolute path. Raises ConfigError without
-        data, where the task has no default."""
+        data, where the task has no default.
+
+        network: if it is an artifact, its data and how its images are read come before the task's defaults."""
         task = task or Classification()
-        filled = self.over(task.defaults)
+        filled = (self if network is None else self.over(network.reads(self.data is None))).over(task.defaults)
         if filled.data is None:
             raise ConfigError(f"{task.name} needs data: give ", Setting("data"), ", such as folder:PATH.")
         return replace(filled, data=absolute(filled.data))
@@ -141,11 +143,31 @@ class DataObject:
         return self.data
 
 
-def as_source(data: str | DataSpec | Data, task: VisionTask | None = None) -> DataSpec | DataObject:
-    """Where a run's data comes from, as the run uses it."""
+def as_source(data: str | DataSpec | Data, task: VisionTask, network: NetworkSpec) -> DataSpec | DataObject:
+    """Where the data of a run of this network comes from, as the run uses it."""
     if isinstance(data, Data):
         return DataObject(data)
-    return (DataSpec(data) if isinstance(data, str) else data).complete(task)
+    return (DataSpec(data) if isinstance(data, str) else data).complete(task, network)
+
+
+def recorded(card: artifact.Card) -> dict[str, Any]:
+    """What a card says of the data: settings of a `DataSpec`."""
+    found: dict[str, Any] = {}
+    how = None if card.signature is None else card.signature.preprocess
+    if how is not None:
+        side = how.size[0] if how.size and how.resize is not None and how.size[0] == how.size[1] else None
+        normalize = "/".join(",".join(map(repr, values)) for values in (how.mean, how.std))
+        found = {"normalize": normalize, "image_size": side, **({"channels": 1} if how.channels == "L" else {})}
+    return found | ({} if card.data is None else card.data.model_dump(exclude_none=True))
+
+
+def check_fetched(named: str, trusted: bool) -> None:
+    """Raise ConfigError for data that a card names and that would be fetched from the network."""
+    if not trusted and remote(named):
+        raise ConfigError(
+            f"{shown(named)} would be fetched from the network: give it as ", Setting("data"), " if you mean it (or ",
+            Setting("trust_code", True), ").",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -171,6 +193,15 @@ class NetworkSpec:
     @property
     def is_artifact(self) -> bool:
         return isinstance(self.model, str) and is_artifact(self.model)
+
+    def reads(self, data: bool) -> dict[str, Any]:
+        """How an artifact's card says that images are read; empty for another network. data: also which data."""
+        if not self.is_artifact:
+            return {}
+        found = recorded(artifact.read(self.name)[1])
+        if data and found.get("data"):
+            check_fetched(found["data"], self.trust_code)
+        return {name: found.get(name) for name in (*(["data"] * data), "normalize", "image_size", "channels")}
 
     @property
     def file(self) -> Path | None:

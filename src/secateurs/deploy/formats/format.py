@@ -46,7 +46,7 @@ class Opener(Protocol):
 class Format:
     """An export format. suffix: of its files. packages: what it needs, which `extra` installs. write: exports a network in eval
     mode, on the CPU, with names for its outputs. open: opens a file in its own runtime. beside: the suffix of a second file
-    that holds the weights."""
+    that holds the weights. structured: whether it keeps the tuples and dicts that a network returns."""
 
     name: str
     suffix: str
@@ -55,6 +55,7 @@ class Format:
     write: Writer
     open: Opener
     beside: str = ""
+    structured: bool = False
 
     @property
     def missing(self) -> str | None:
@@ -66,8 +67,9 @@ class Format:
 
 
 def arrays(inputs: Any) -> list[np.ndarray]:
-    """Return the tensors of example inputs, in order, as arrays."""
-    return [x.detach().cpu().numpy() for x in tensors(inputs)]
+    """Return the tensors of example inputs, in order, as arrays. Files are in float32, whatever format the network is in."""
+    found = (x.detach().cpu() for x in tensors(inputs))
+    return [(x.float() if x.is_floating_point() else x).numpy() for x in found]
 
 
 def called(network: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -42,4 +42,4 @@ class ProgramFile:
         return found
 
 
-PT2 = Format("torch.export", ".pt2", (), "", _write, ProgramFile)
+PT2 = Format("torch.export", ".pt2", (), "", _write, ProgramFile, structured=True)

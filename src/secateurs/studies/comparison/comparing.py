@@ -149,7 +149,7 @@ def compare(
     network = Network.of(model, None if weights is None else Path(weights), num_classes, trust_code)
     purpose = Purpose.of(task, loss, step, forward, metrics)
     work = Work(
-        network, inputs, _data(data, purpose), purpose, tuple(recoveries(recover)), epochs, unit, search,
+        network, inputs, _data(data, purpose, network), purpose, tuple(recoveries(recover)), epochs, unit, search,
         {"scope": scope, **limits.options(), "allow_inexact": allow_inexact}, progress, example_targets,
     )  # fmt: skip
     settings = _settings(work, limits, scope, allow_inexact, kept=folder is not None)
@@ -173,12 +173,12 @@ def _crew(
     return Here(work, on[0]) if len(on) == 1 else Processes(work, on)
 
 
-def _data(given: Any, purpose: Purpose) -> DataSpec | Data | str:
+def _data(given: Any, purpose: Purpose, network: Network) -> DataSpec | Data | str:
     """Where a worker gets the data from."""
     if isinstance(given, str) and given.startswith(OWN):
         return given
     if isinstance(given, str | DataSpec):
-        return (DataSpec(given) if isinstance(given, str) else given).complete(purpose.task)
+        return (DataSpec(given) if isinstance(given, str) else given).complete(purpose.task, network.spec)
     if given is None:
         raise ConfigError("A comparison needs data: pass data=…, with training and validation batches.")
     return Data.of(given)
