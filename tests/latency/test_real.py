@@ -17,7 +17,7 @@ from secateurs.latency.runtimes import in_torch, repeats
 from secateurs.latency.stopwatch import Stopwatch
 from tests.networks import conv, head
 
-X = torch.randn(1, 3, 8, 8)
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PLAIN = ((3, 3), (1, 1), (1, 1), (1, 1))
 KINDS = {
     "convolution": Geometry("convolution", 2, (6, 6), *PLAIN, norm=True, added=True, activation="relu"),

@@ -219,8 +219,9 @@ def test_the_picture(tmp_path: Path) -> None:
     text = found.plot(tmp_path / "a.svg").read_text()
     assert "calibrated" in text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a.svg"]
+    assert found.plot(tmp_path / "new" / "a.png").exists()
     with pytest.raises(sc.ArtifactError, match="could not be written"):
-        found.plot(tmp_path / "no" / "a.png")
+        found.plot(tmp_path / "a.png" / "a.png")
     with pytest.raises(sc.ConfigError, match=r"a\.mov: a picture cannot be saved as \.mov"):
         found.plot(tmp_path / "a.mov")
 

@@ -15,6 +15,7 @@ import secateurs as sc
 from secateurs import cutting
 from secateurs.artifact.provenance import source_of
 from secateurs.cli import main
+from secateurs.data.masks import IGNORED
 from secateurs.errors import ConfigError, DataError, SpecError
 from secateurs.plans import trace
 from secateurs.recovery.calibrate import _apart
@@ -171,7 +172,7 @@ def test_networks_of_another_task_are_told_apart(
 
 
 def test_average_precision_of_three_figures() -> None:
-    metric = Detection().metrics(None)["mAP"]
+    metric = Detection().metrics(None, IGNORED)["mAP"]
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
     truth = {"boxes": boxes, "labels": torch.tensor([1, 2]), "iscrowd": torch.zeros(2, dtype=torch.long),
              "area": torch.tensor([100.0, 400])}  # fmt: skip

@@ -9,6 +9,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import get_args, get_origin
 
@@ -234,9 +235,10 @@ def _missing(command: str, error: MissingArgumentError) -> str:
     argument = error.argument
     if argument is None or not set(argument.names).isdisjoint(error.root_input_tokens or ()):
         return str(error).rstrip()
-    _, near, typed = str(error).rstrip().partition(" Did you mean ")
     if argument.index is None:
-        return f'Command "{command}" needs {argument.name}.{near}{typed}'
+        typed = get_close_matches(argument.name, error.unused_tokens or [], n=1)
+        meant = f" Did you mean {argument.name} instead of {typed[0]}?" if typed else ""
+        return f'Command "{command}" needs {argument.name}.{meant}'
     name = argument.name.lstrip("-")
     example = ", such as zoo:resnet56" if name == "model" else ""
     return f'Command "{command}" needs {a_or_an(name).replace(name, name.upper())}{example}.'
