@@ -118,12 +118,15 @@ def test_the_settings_of_a_method_are_its_label(run, artifact, tmp_path):
 def test_what_is_not_a_run_is_refused(run, artifact, tmp_path):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "run.json").write_text('{"finished": false, "settings": {}}')
+    (tmp_path / "redesigned" / "pruned").mkdir(parents=True)
+    (tmp_path / "redesigned" / "run.json").write_text('{"finished": true, "settings": {}}')
+    (tmp_path / "redesigned" / "pruned" / "card.json").write_text("{}")
     (tmp_path / "compared").mkdir()
     (tmp_path / "compared" / "comparison.json").write_text("{}")
     for folder, told in (
         ("compared", "it is not the record of a comparison"),
         ("missing", "There is no folder"), ("begun", "The run is not finished: --resume continues it."),
-        (".", "is not a complete artifact"),
+        (".", "is not a complete artifact"), ("redesigned", f"It holds an artifact: {tmp_path / 'redesigned' / 'pruned'}."),
     ):  # fmt: skip
         ran = run("report", tmp_path / folder, "--out", tmp_path / "page.html")
         assert ran.status == 1

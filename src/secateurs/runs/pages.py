@@ -100,4 +100,5 @@ def _read(folder: Path, name: str) -> Run:
         return Run.read(folder, name)
     except ArtifactError as error:
         what = next((said for file, said in OTHERS.items() if (folder / file).is_file()), None)
-        raise error if what is None or (folder / artifact.CARD).exists() else error.advised(what) from None
+        holds = any(error.hint) or (folder / artifact.CARD).exists()  # a redesign's folder holds two artifacts
+        raise error if what is None or holds else error.advised(what) from None
