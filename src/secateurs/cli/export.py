@@ -86,9 +86,10 @@ def export(
 def _metadata(card: Card, inputs: Any) -> dict[str, Any]:
     """What whoever serves the file has to know. inputs: those that it is exported on, which `--input` may have set."""
     from secateurs.artifact import Signature
+    from secateurs.deploy.formats.format import as_in_files
     from secateurs.graph.inputs import map_tensors
 
-    taken = Signature.of(map_tensors(lambda x: x.float() if x.is_floating_point() else x, inputs))
+    taken = Signature.of(map_tensors(as_in_files, inputs))
     figures = {"macs": card.after.macs, "params": card.after.params, "top1": card.after.top1, **card.after.metrics}
     return {
         **({} if card.signature is None else card.signature.model_dump(mode="json")),

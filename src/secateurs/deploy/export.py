@@ -22,9 +22,10 @@ from torch.utils import _pytree as pytree
 from secateurs.deploy.detectors import check_exportable, matched, resized
 from secateurs.deploy.dynamic import Dynamic, larger, output_names, sides
 from secateurs.deploy.formats import FORMATS, Format
+from secateurs.deploy.formats.format import as_in_files
 from secateurs.deploy.inputs import batch_of, batched, images_of
 from secateurs.deploy.int8 import quantize
-from secateurs.devices import check_values, moved
+from secateurs.devices import check_values
 from secateurs.errors import ConfigError, ExportError, SecateursError, Setting, nearest, shown
 from secateurs.files import check_writable, dump_json
 from secateurs.graph.copies import copied
@@ -118,7 +119,7 @@ def export(
         raise ConfigError(
             Setting("dynamic_size", True), " is for images (N, C, H, W) and volumes: the example inputs have none."
         )
-    network, inputs = copied(model).cpu().float().eval(), map_tensors(_plain, example_inputs)
+    network, inputs = copied(model).cpu().float().eval(), map_tensors(as_in_files, example_inputs)
     checks = [inputs]
     if dynamic.batch and size:
         inputs = batched(inputs, max(size, 2))  # exporters treat an axis of size 1 as a constant
@@ -184,7 +185,7 @@ def _returned(network: nn.Module, inputs: Any) -> Any:
 
 
 def _due(returned: Any) -> list[Tensor]:
-    return [_plain(x) for x in tensors(returned)]
+    return [as_in_files(x) for x in tensors(returned)]
 
 
 def _outputs(network: nn.Module, inputs: Any, given: Any) -> list[Tensor]:
@@ -259,11 +260,6 @@ def _reason(error: BaseException) -> str:
         (lines or ["no reason given"])[0],
     )
     return f"{type(error).__name__}: {told[:300].rstrip('.')}"
-
-
-def _plain(x: Tensor) -> Tensor:
-    x = moved(x.detach(), torch.device("cpu"))
-    return x.float() if x.is_floating_point() else x
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateurs.devices import moved
 from secateurs.graph.inputs import tensors
 
 METADATA = "secateurs"  # the key under which a file stores the network's metadata, as JSON
@@ -66,10 +67,15 @@ class Format:
         return f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed: pip install 'secateurs[{self.extra}]'"
 
 
+def as_in_files(x: Tensor) -> Tensor:
+    """Return a tensor as files take it: on the CPU, and in float32 whatever floating-point format the network is in."""
+    x = moved(x.detach(), torch.device("cpu"))
+    return x.float() if x.is_floating_point() else x
+
+
 def arrays(inputs: Any) -> list[np.ndarray]:
-    """Return the tensors of example inputs, in order, as arrays. Files are in float32, whatever format the network is in."""
-    found = (x.detach().cpu() for x in tensors(inputs))
-    return [(x.float() if x.is_floating_point() else x).numpy() for x in found]
+    """Return the tensors of example inputs, in order, as arrays that files take."""
+    return [as_in_files(x).numpy() for x in tensors(inputs)]
 
 
 def called(network: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
