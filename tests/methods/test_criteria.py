@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -156,14 +158,28 @@ def test_dead_layer_is_cut_first_and_never_emptied() -> None:
     assert cut(model, sc.L1()) == [[0, 1, 2, 3], [0, 1]]
 
 
-def test_scores_that_are_not_finite() -> None:
+@pytest.mark.parametrize("name", ["l1", "coring", "epruner", "damage", "aofp"])
+def test_weights_that_are_not_finite_are_named_before_any_work(name: str) -> None:
     model = two_layers(1.0)
     with torch.no_grad():
         model[1].weight[0, 0] = float("nan")
+
+    class Unread:
+        def __iter__(self) -> Any:
+            raise AssertionError("read")
+
     with pytest.raises(
-        sc.ConfigError, match=r"l1 returned scores for .* not finite: check the weights, and .* infinities\.$"
+        sc.VerificationError, match=r"^1\.weight of the model has values that are NaN or infinite: chan"
     ):
-        cut(model, sc.L1())
+        sc.prune(model, torch.randn(1, 4, 5, 5), name, sc.Budget(macs=0.5), Unread())
+
+
+@pytest.mark.parametrize("name", ["damage", "taylor", "oracle"])
+def test_examples_that_are_not_finite_are_named(name: str) -> None:
+    batches = [(torch.randn(4, 4, 5, 5), torch.zeros(4, dtype=torch.long)) for _ in range(3)]
+    batches[2][0][1, 0, 0, 0] = float("nan")
+    with pytest.raises(sc.DataError, match=r"^Batch 2 of train: 1 of 400 values of its inputs are NaN"):
+        sc.prune(two_layers(1.0), batches[0][0], name, sc.Budget(macs=0.5), batches, calibrate=False)
 
 
 def test_settings_are_checked() -> None:
@@ -173,3 +189,5 @@ def test_settings_are_checked() -> None:
         resolve("l11")
     with pytest.raises(sc.ConfigError, match="ranking"):
         resolve(sc.L1(), ranking="both")
+    with pytest.raises(sc.ConfigError, match=r"Damage\(ridge=inf\): must be a finite number"):
+        sc.Damage(ridge=float("inf"))

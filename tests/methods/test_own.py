@@ -59,6 +59,24 @@ def test_scores_that_cannot_be_used(given: Any, says: str) -> None:
         pruned(Bad())
 
 
+def test_scores_that_change_the_network() -> None:
+    class InPlace(Own):
+        def scores(self, task: Any) -> Any:
+            return {g.name: g.weights(task.model)[0].abs_().sum(1) for g in task.groups}
+
+    class Trains(Own):
+        def scores(self, task: Any) -> Any:
+            task.model.train()(images(4))
+            return super().scores(task)
+
+    with pytest.raises(
+        sc.ConfigError, match=r"InPlace\.scores has changed \S+\.weight of the network in place: compute out"
+    ):
+        pruned(InPlace())
+    with pytest.raises(sc.ConfigError, match=r"Trains\.scores has changed \S+\.num_batches_tracked of the network"):
+        pruned(Trains())
+
+
 def test_scores_that_are_not_by_group() -> None:
     class Nothing(Own):
         def scores(self, task: Any) -> Any:

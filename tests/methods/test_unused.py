@@ -40,9 +40,10 @@ def pruned(kind: type[Method], settings: dict[str, Any], budget: sc.Budget | Non
         (sc.EPruner, {}, {"late": 2.0, "late_from": 0.2}, HALF),
         (sc.EPruner, {"beta": 0.7}, {"late_from": 0.2}, None),
         (sc.EPruner, {"init": "l1"}, {"similarity": "distance", "damping": 0.9, "diagonal": False}, HALF),
-        (sc.OneStep, {"rate": 2.0}, {"cost": 1.0}, None),
+        (sc.OneStep, {"rate": 2.0}, {"cost": 1.0, "ranking": "global"}, None),
         (sc.OneStep, {"lam": 0.1}, {"strength": 9.0}, HALF),
         (sc.L2Stripes, {"ranking": "layer"}, {"cost": 1.0}, HALF),
+        (sc.Oracle, {"rescore": False, "examples": 8}, {"granularity": 3}, HALF),
     ],
 )
 def test_what_has_no_effect_is_said(

@@ -68,10 +68,10 @@ class Assessor:
         """
         self.check = Check(self.model, split)
         if self.objective.whole:
-            return [self.check.fit(batch, index) for index, batch in enumerate(batches)]
+            return [self.check.fit(batch, index, every=True) for index, batch in enumerate(batches)]
         pieces, waiting, held = list[B.Batch](), 0, []
         for index, batch in enumerate(batches):
-            batch = self.check.alike(self.check.fit(batch, index), index)
+            batch = self.check.alike(self.check.fit(batch, index, every=True), index)
             if pieces and not B.fits(pieces[0], batch):
                 held += [B.joined(pieces)] if waiting else []
                 pieces, waiting = [], 0

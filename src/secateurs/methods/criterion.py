@@ -12,7 +12,7 @@ from pydantic import Field
 from secateurs.data.structure import kind_of
 from secateurs.errors import ConfigError, nearest
 from secateurs.graph import ChannelGroup
-from secateurs.graph.channels import by_name
+from secateurs.graph.channels import by_name, named_tensors
 from secateurs.methods.costs import power_of
 from secateurs.methods.method import Method, Task, undefined
 from secateurs.methods.ranking import Ranking, ranked
@@ -43,15 +43,28 @@ class Criterion(Method):
         raise undefined(self, "scores(task)", "{group name: tensor of a score for each channel}")
 
     def select(self, task: Task) -> Selection:
-        return self._within(task, self.scores(task))
+        return self._within(task, self._unchanged(task))
 
     def selector(self, task: Task) -> Callable[[Task], Selection | Channels]:
         """With scores that are computed, and a power of the costs that is measured, once."""
         if type(self).select is not Criterion.select:
             return self.select
-        found = self.scores(task)
+        found = self._unchanged(task)
         power = self._power(task, found)
         return lambda other: self._ranked(other, found)(power)
+
+    def _unchanged(self, task: Task) -> Mapping[str, torch.Tensor]:
+        """The scores. Raises ConfigError if they were computed in place: the network that is cut would be another one, and no
+        later check could tell."""
+        before = {name: x._version for name, x in named_tensors(task.model).items() if not x.is_inference()}
+        found = self.scores(task)
+        for name, x in named_tensors(task.model).items():
+            if name in before and x._version != before[name]:
+                raise ConfigError(
+                    f"{self.name}.scores has changed {name} of the network in place: compute out of place (w.abs(), not "
+                    "w.abs_()), and run copy.deepcopy(task.model).eval(): batch norms in train mode update their statistics."
+                )
+        return found
 
     def _within(self, task: Task, found: Mapping[str, torch.Tensor]) -> Selection:
         """What these scores keep within the task's budget."""

@@ -15,11 +15,13 @@ from secateurs.artifact.history import warning
 from secateurs.budget import Budget
 from secateurs.errors import ConfigError, Message, Setting, a_or_an, nearest
 from secateurs.graph import ChannelGroup
+from secateurs.graph.channels import parameter
 from secateurs.methods.limits import Bound, Bounds, described, free, held
 from secateurs.methods.select import Widths
 from secateurs.methods.selection import Channels, Selection
 from secateurs.plans import Plan, PrunableGraph
 from secateurs.presets import Presets, faults
+from secateurs.surgery.compare import NotFiniteError
 from secateurs.training.objective import Objective
 
 Scope = Literal["internal", "all"]
@@ -143,7 +145,16 @@ class Task:
             task = replace(task, budget=Budget(macs=max(2, cost.macs), params=max(2, cost.params)))
         method.check(task)
         method.feasible(task)
+        task._check_finite()
         return task
+
+    def _check_finite(self) -> None:
+        for name in dict.fromkeys(slot.param for group in self.groups for slot in group.slots):
+            if not parameter(self.model, name).isfinite().all():
+                raise NotFiniteError(
+                    f"{name} of the model has values that are NaN or infinite: channels cannot be compared, and a cut "
+                    "cannot be verified."
+                )
 
     def check_kept(self, plan: Plan, method: str) -> None:
         """Raise ConfigError for a method's plan that does not keep to what the user says."""
@@ -182,7 +193,7 @@ class Method(Presets):
     presets: settings under a name, for `preset` and `--preset`. "paper" is the paper's own reading where the defaults differ.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: ClassVar[str] = ""
     default_scope: ClassVar[Scope] = "internal"
     reads_labels: ClassVar[bool] = False  # True: training batches must be pairs (inputs, targets)

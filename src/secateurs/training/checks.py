@@ -33,10 +33,11 @@ class Check:
         self._looked = False
         self._first: B.Batch | None = None
 
-    def fit(self, batch: B.Batch, index: int) -> B.Batch:
-        """Return the batch with floating inputs in the model's dtype. Raises DataError if the first batch is not finite."""
+    def fit(self, batch: B.Batch, index: int, *, every: bool = False) -> B.Batch:
+        """Return the batch with floating inputs in the model's dtype. Raises DataError if the first batch is not finite, or any
+        if `every`."""
         inputs = map_tensors(self._widened if batch.whole else self._converted, batch.inputs)
-        if not self._looked:
+        if every or not self._looked:
             self._looked = True
             for name, found in (("inputs", leaves(inputs)), ("targets", leaves(batch.targets))):
                 B.check_finite(found, f"{self.where(index)}: ", f"its {name}")

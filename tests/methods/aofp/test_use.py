@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,25 @@ def test_theta_of_zero_meets_no_budget(growth: float) -> None:
     method = sc.AOFP(theta=0, theta_growth=growth)
     with pytest.raises(sc.ConfigError, match=r"theta=0.* never prunes, and grows by no factor"):
         sc.prune(network(), images(1), method, sc.Budget(macs=0.5), data=batches())
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"search_cost": 1, "theta": 0.0}, "no layer has a filter whose damage is below theta=0: raise theta"),
+        ({"search_cost": 6}, "no step of the search was complete: train longer, or lower search_cost=6"),
+    ],
+)
+def test_a_run_without_a_budget_that_prunes_nothing_says_why(
+    settings: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "secateurs"):
+        model, pruner = attached(steps=4, **settings)
+        early = "the first step of the search takes 6 batches (search_cost=6, warmup=0), and the training has 4"
+        assert (early in caplog.text) == (settings["search_cost"] == 6)
+        train(model, pruner, 4)
+    assert not pruner.plan().kept
+    assert [h["text"] for h in pruner.history if "text" in h] == [f"aofp pruned no filters, since {why}."]
 
 
 def test_data_is_needed() -> None:

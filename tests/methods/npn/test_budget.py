@@ -231,3 +231,12 @@ def test_preset_with_lambda_and_no_budget() -> None:
         network(), images(1), sc.NPN.preset("paper", epochs=4, lam=0.01), data=batches(), progress="silent"
     )
     assert result.error <= 1e-5
+
+
+def test_lambda_that_closes_no_gate_is_said() -> None:
+    model, pruner = attached(steps=4, epoch_steps=2, lam=1e-9)
+    train(model, pruner, 4)
+    assert not pruner.plan().kept
+    assert [h["text"] for h in pruner.history if "text" in h] == [
+        "npn closed no gates: raise lam=1e-09, or train longer."
+    ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from secateurs.methods.aofp.pruner import AOFPPruner, limits
-from secateurs.methods.aofp.settings import Settings
+from secateurs.methods.aofp.pruner import AOFPPruner
+from secateurs.methods.aofp.settings import Settings, limits
 from secateurs.methods.method import Task
 from secateurs.methods.registry import register
 

@@ -19,11 +19,11 @@ from secateurs.methods.aofp.halves import Halves
 from secateurs.methods.aofp.pace import Pace
 from secateurs.methods.aofp.scoring import Damage
 from secateurs.methods.aofp.search import BinaryFilterSearch, Move
-from secateurs.methods.aofp.settings import Settings
+from secateurs.methods.aofp.settings import Settings, limits
 from secateurs.methods.criteria import norms
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import Pruner
-from secateurs.methods.select import Widths, select_within_budget
+from secateurs.methods.select import select_within_budget
 from secateurs.methods.selection import Selection
 from secateurs.seeds import mix
 from secateurs.training.eager import EagerHook
@@ -95,6 +95,11 @@ class AOFPPruner(Pruner):
         ]  # fmt: skip
         if budget is not None and self._fits(self._widths()):
             self.ended = "the budget is already met"
+        elif (first := self._starts(0) + self.cost) > total:
+            log.warning(
+                "aofp: the first step of the search takes %d batches (search_cost=%d, warmup=%d), and the training has %d, so "
+                "nothing will be searched", first, self.cost, c.warmup, total,
+            )  # fmt: skip
         self._draw()
 
     @property
@@ -328,12 +333,16 @@ class AOFPPruner(Pruner):
                 "widths": widths.tolist(), "macs": int(kept.macs), "params": int(kept.params),
             }
         )  # fmt: skip
+        measured = any(np.isfinite(s.latest).any() for s in self.searches.values())
+        if not self.moves and not trimmed and self.task.budget is None:
+            none = f"no layer has a filter whose damage is below theta={self.pace.theta:g}: raise theta"
+            short = f"no step of the search was complete: train longer, or lower search_cost={self.cost}"
+            self.warn(f"aofp pruned no filters, since {none if measured else short}.")
         if trimmed and self.task.budget is not None:
             left = " and ".join(
                 f"{share:.1%} of the {name} (budget {self.pace.goal[name]:.1%})"
                 for name, share in self._shares(self._widths()).items()
             )
-            measured = any(np.isfinite(s.latest).any() for s in self.searches.values())
             by = "last measured damage" if measured else "norms, since no step of the search was complete,"
             self.warn(
                 f"aofp: the search left {left}. {trimmed} more filters were cut by their {by} to meet the budget: train longer "
@@ -388,11 +397,3 @@ class AOFPPruner(Pruner):
         self.ended, self.pace.theta, self.record = state["ended"], state["theta"], list(state["record"])
         self._mask()
         self._draw()
-
-
-def limits(task: Task, least: int) -> Widths:
-    """The task's widths, with at least so many filters in each group, but no more than the user has set."""
-    widths = task.widths
-    filters = widths.rounded(np.full_like(widths.sizes, least))
-    widths.lowest = np.minimum(np.maximum(widths.lowest, filters), widths.most)
-    return widths

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from secateurs.errors import ConfigError, Setting
 from secateurs.methods.method import Task
 from secateurs.methods.pruner import Taught
+from secateurs.methods.select import Widths
 from secateurs.training import Recipe
 from secateurs.training.recipe import PRECISION
 
@@ -92,3 +94,11 @@ class Settings(Taught):
         return Recipe(
             epochs=self.length, lr=self.lr, schedule="constant", weight_decay=self.weight_decay, precision=self.precision
         )  # fmt: skip
+
+
+def limits(task: Task, least: int) -> Widths:
+    """The task's widths, with at least so many filters in each group, but no more than the user has set."""
+    widths = task.widths
+    filters = widths.rounded(np.full_like(widths.sizes, least))
+    widths.lowest = np.minimum(np.maximum(widths.lowest, filters), widths.most)
+    return widths

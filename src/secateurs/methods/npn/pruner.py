@@ -285,6 +285,8 @@ class NPNPruner(Pruner):
         # A channel whose gate has closed since is dead: the budget does not bring it back.
         last = policy.split(policy.masked(gates))
         channels = policy.channels() if hold else policy.best(last, self.config.threshold)
+        if self.task.budget is None and all(len(channels[g.name]) == g.size for g in self.groups):
+            self.warn(f"npn closed no gates: raise lam={self.lam:g}, or train longer.")
         for entry in [*self.record, self.found]:
             assert entry is not None
             self.task.note(**entry)

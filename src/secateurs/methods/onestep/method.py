@@ -128,8 +128,9 @@ class OneStep(Taught):
 
     def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
         found: dict[str, tuple[object, ...]] = {}
-        if self.rate is not None and self.cost:
-            found["cost"] = (Setting("rate", self.rate, OneStep), " keeps the same share of every layer")
+        if self.rate is not None:
+            same = (Setting("rate", self.rate, OneStep), " keeps the same share of every layer")
+            found |= {"ranking": same, **({"cost": same} if self.cost else {})}
         if self.lam is not None:
             found["strength"] = (Setting("lam", self.lam, OneStep), " is λ itself")
         return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from secateurs.errors import ConfigError
+from secateurs.errors import ConfigError, Setting
 from secateurs.masking.gates import Gates
 from secateurs.methods.assess import Assessor, reporter, require_data
 from secateurs.methods.method import Method, Task
@@ -46,6 +47,10 @@ class Oracle(Method):
     def check(self, task: Task) -> None:
         super().check(task)
         require_data(task, self.name, "measures the loss on examples")
+
+    def unused(self, task: Task) -> Mapping[str, tuple[object, ...]]:
+        once = (Setting("rescore", False, type(self)), " measures once, and cuts all at a time")
+        return {} if self.rescore else {"granularity": once}
 
     def select(self, task: Task) -> Selection:
         task.widths.check()
