@@ -54,15 +54,15 @@ class Criterion(Method):
         return lambda other: self._ranked(other, found)(power)
 
     def _unchanged(self, task: Task) -> Mapping[str, torch.Tensor]:
-        """The scores. Raises ConfigError if they were computed in place: the network that is cut would be another one, and no
-        later check could tell."""
-        before = {name: x._version for name, x in named_tensors(task.model).items() if not x.is_inference()}
+        """The scores. Raises ConfigError if computing them has changed the network: another one would be cut, and no later
+        check could tell."""
+        before = {name: x.detach().clone() for name, x in named_tensors(task.model).items()}
         found = self.scores(task)
         for name, x in named_tensors(task.model).items():
-            if name in before and x._version != before[name]:
+            if name in before and not _equal(x, before[name]):
                 raise ConfigError(
-                    f"{self.name}.scores has changed {name} of the network in place: compute out of place (w.abs(), not "
-                    "w.abs_()), and run copy.deepcopy(task.model).eval(): batch norms in train mode update their statistics."
+                    f"{self.name}.scores has changed {name} of the network: compute out of place (w.abs(), not w.abs_()), and "
+                    "run copy.deepcopy(task.model) in train mode, which updates the statistics of batch norms."
                 )
         return found
 
@@ -114,3 +114,7 @@ class Criterion(Method):
                 "computes, for NaN and infinities."
             )
         return values
+
+
+def _equal(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all())
