@@ -50,6 +50,7 @@ class Timing(Open):
     pruned: Times
     ratio: Times
     memory: tuple[Count, Count] | None = None
+    inputs: Annotated[list[Annotated[list[Count], Field(max_length=16)]], Field(max_length=100)] = []  # of one example
 
 
 class Timings(Open):

@@ -33,6 +33,10 @@ def panel(run: Run) -> Panel | None:
         told.append(
             "Both networks ran in turn; a speed-up is the median of the ratios of their times, with its quartiles."
         )
+        sizes = dict.fromkeys(
+            "×".join(map(str, shape)) for row in (timings.rows if timings else []) for shape in row.inputs
+        )
+        told += [f"The inputs were {' and '.join(sizes)}."] * bool(sizes)
         told += [f"MACs alone would give {first / last:.2f}×."] * bool(last)
     return Panel("speed", "Speed", {"rows": rows, "skipped": timings.skipped if timings else []}, " ".join(told))
 
