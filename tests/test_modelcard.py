@@ -151,6 +151,23 @@ def test_the_hub_reads_the_figures(result: sc.Result, tmp_path: Path) -> None:
     assert yaml.safe_load(read.to_yaml())["model-index"] == parts(text)[0]["model-index"]
 
 
+def test_a_network_that_was_changed_before(result: sc.Result, tmp_path: Path) -> None:
+    x, budget = torch.randn(1, 3, 16, 16), sc.Budget(macs=0.8)
+    assert not card_of(result, tmp_path / "plain").changed_before
+    found = sc.prune(sc.widen(sc.build("zoo:small_cnn", num_classes=4), x, 1.5), x, "l1", budget)
+    assert card_of(found, tmp_path / "wide").changed_before == "widened"
+    page = (tmp_path / "wide" / "r" / README).read_text()
+    assert re.search(
+        r"`zoo:small_cnn`, first widened, with \S+% of the widened network's MACs and \S+% of the widened", page
+    )
+    again = sc.prune(found.model, x, "l1", budget)
+    assert card_of(again, tmp_path / "again").changed_before == "cut and widened"
+    known = [{"method": "l1", "before": card_of(found, tmp_path / "wide").model_dump(mode="json")["before"]}]
+    assert card_of(again, tmp_path / "again", earlier=known).changed_before == "widened"
+    assert card_of(sc.prune(result.model, x, "l1", budget), tmp_path / "cut").changed_before == "cut"
+    assert not card_of(sc.prune(result.model, x, "l1", budget), tmp_path / "cut", earlier=known).changed_before
+
+
 def test_a_network_of_ones_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))

@@ -145,11 +145,13 @@ def test_without_jinja2(run, artifact, tmp_path, monkeypatch):
 
 
 def test_times_that_bench_saved_are_on_the_page(run, artifact, tmp_path):
-    assert run("bench", artifact, "--target", "torch-cpu", "--seconds", 0.01, "--save").status == 0
+    asked = ("--target", "torch-cpu", "--seconds", 0.01, "--input", "3,20,28")
+    assert run("bench", artifact, *asked, "--save").status == 0
     found = json.loads((artifact / "bench.json").read_text())
     page = tmp_path / "page.html"
     assert run("report", artifact, "--out", page).status == 0
     assert f"{found['rows'][0]['ratio']['median']:.2f}×" in page.read_text()
+    assert "The inputs were 3×20×28." in page.read_text()
     (artifact / "bench.json").unlink()
 
 

@@ -217,6 +217,11 @@ def test_unknown_specs(spec: str, message: str) -> None:
         load(spec)
 
 
+def test_a_path_is_not_a_spec(images: Path) -> None:
+    with pytest.raises(SpecError, match="which is a string: did you mean 'folder:"):
+        load(images)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -225,6 +230,11 @@ def test_unknown_specs(spec: str, message: str) -> None:
         ({"normalize": ((0, 0, 0), (1, 0, 1))}, "above 0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"image_size": 0}, "image_size=0"),
+        ({"image_size": (32, 32)}, r"image_size=\(32, 32\) must be an integer"),
+        ({"batch_size": 4.5}, "batch_size=4.5 must be an integer"),
+        ({"workers": -1}, "workers=-1 must be an integer of at least 1"),
+        ({"normalize": ((0.5,), (float("nan"),))}, "three means"),
+        ({"normalize": ((0.5,), (float("inf"),))}, "three means"),
     ],
 )
 def test_bad_options(images: Path, options: dict, message: str) -> None:

@@ -155,6 +155,55 @@ def test_what_makes_no_sense_is_said(root: Path, tmp_path: Path, stream: str) ->
     assert open_(f"hf:{odd}?stream={stream}", image_size=12).input_shape == (3, 12, 12)
 
 
+def of_labels(values: list, feature: object):
+    cells = [{"bytes": sets.image(i), "path": None} for i in range(len(values))]
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    return datasets.Dataset.from_dict({"image": cells, "label": values}, features=features)
+
+
+def test_each_split_may_list_the_classes_in_its_own_order(tmp_path: Path) -> None:
+    train = of_labels([0, 1, 2], datasets.ClassLabel(names=["ant", "bee", "cat"]))
+    val = of_labels([0, 1, 2], datasets.ClassLabel(names=["cat", "ant ", "bee"]))
+    datasets.DatasetDict(train=train, val=val).save_to_disk(tmp_path / "set")
+    data = open_(f"hf:{tmp_path / 'set'}")
+    assert torch.cat([y for _, y in data.val]).tolist() == [2, 0, 1]
+    val = of_labels([0, 1, 2], datasets.ClassLabel(names=["cat", "ant", "dog"]))
+    datasets.DatasetDict(train=train, val=val).save_to_disk(tmp_path / "other")
+    with pytest.raises(DataError, match="other, val: 'dog' is not one of the 3 classes"):
+        open_(f"hf:{tmp_path / 'other'}")
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_columns_that_are_not_one_class_for_each_image(tmp_path: Path, stream: str) -> None:
+    kinds = {
+        "missing": (["a", None, "b"], datasets.Value("string")),
+        "several": ([[0], [1, 2], [2]], [datasets.Value("int64")]),
+    }
+    for name, (values, feature) in kinds.items():
+        rows = of_labels(values, feature)
+        sets.parquet(tmp_path / name, train=[rows], test=[rows])
+    with pytest.raises(DataError, match=r"train.* None is not one of the 2 classes\. This example has no class"):
+        list(open_(f"hf:{tmp_path / 'missing'}?stream={stream}").train)
+    with pytest.raises(DataError, match=r"column 'label' does not hold one class for each image.*\?label="):
+        open_(f"hf:{tmp_path / 'several'}?label=label&stream={stream}")
+    with pytest.raises(DataError, match="no column of classes"):
+        open_(f"hf:{tmp_path / 'several'}?stream={stream}")
+
+
+def test_spaces_around_classes_do_not_count(tmp_path: Path) -> None:
+    rows = of_labels(["b ", "a", " a", "b"], datasets.Value("string"))
+    root = sets.parquet(tmp_path / "set", train=[rows], test=[rows])
+    data = open_(f"hf:{root}")
+    assert data.classes == ("a", "b")
+    assert torch.cat([y for _, y in data.val]).tolist() == [1, 0, 0, 1]
+
+
+def test_an_empty_slice(tmp_path: Path) -> None:
+    sets.table(6).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match=r"split train\[99%:\] is empty"):
+        open_(f"hf:{tmp_path / 'set'}?train=train[:90%]&val=train[99%:]")
+
+
 def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="There is no folder"):
         open_(f"hf:{tmp_path / 'nowhere'}")

@@ -87,6 +87,7 @@ def test_a_bench() -> None:
     model, small = network(8).train(), network(4)
     found = sc.bench(model, small, X, seconds=0.01, batches=[1, 3])
     assert [row.batch for row in found.rows] == [1, 3]
+    assert [row.inputs for row in found.rows] == [((3, 12, 12),)] * 2
     assert all(row.speedup > 0 and row.ratio.low <= row.speedup <= row.ratio.high for row in found.rows)
     assert found.speedup == found.rows[0].speedup
     assert found.original.macs == sc.count(model, X).macs

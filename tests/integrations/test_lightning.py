@@ -111,6 +111,28 @@ def test_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     same(again.model, module.model)
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_after_an_exception_the_network_is_plain(tmp_path: Path, kind: type[BaseException]) -> None:
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 5:
+                raise kind
+
+    module, pruner = Module(), callback()
+    run = trainer(pruner, tmp_path)
+    run.callbacks.append(Stop())
+    with pytest.raises((kind, SystemExit)):
+        run.fit(module, loader())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in module.modules())
+    assert all(p.requires_grad for p in module.parameters())
+    fresh = Module()
+    fresh.load_state_dict(module.state_dict())
+    x = images()[0]
+    torch.testing.assert_close(module.eval().model(x), fresh.eval().model(x))
+    trainer(pruner, tmp_path).fit(module.train(), loader())
+    assert module.model[0].out_channels < 8
+
+
 def test_half_precision_scales_the_pruners_gradients_back(tmp_path: Path) -> None:
     module, pruner = Module(), callback()
     trainer(pruner, tmp_path, precision="bf16-mixed").fit(module, loader())

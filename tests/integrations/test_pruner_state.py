@@ -46,3 +46,32 @@ def test_a_state_that_does_not_fit(case: str) -> None:
     change(state)
     with pytest.raises(sc.ArtifactError, match=rf"The pruner's state in the checkpoint does not fit: .*{reason}"):
         begun(state)
+
+
+@pytest.mark.parametrize("method", ["npn", "aofp", "pff", "onestep"])
+def test_an_abandoned_network_is_plain_and_can_be_pruned_again(method: str) -> None:
+    torch.manual_seed(0)
+    model = sc.build("zoo:small_cnn", num_classes=4).train()
+    next(model.parameters()).requires_grad_(False)  # the user's choice
+    mine = model.register_forward_hook(lambda *_: None)
+    batches = [(torch.randn(4, 3, 16, 16), torch.randint(0, 4, (4,))) for _ in range(2)]
+    run = PruningRun(method, sc.Budget(macs=0.6))
+    run.begin(model, steps=4, epoch_steps=2, batches=batches)
+    for x, y in batches[:1]:
+        (torch.nn.functional.cross_entropy(model(x), y) + run.penalty()).backward()
+        run.before_step()
+        run.after_step([])
+    values, state = {name: value.clone() for name, value in model.state_dict().items()}, run.state()
+    run.abandon()
+    hooks = [h for m in model.modules() for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
+    assert len(hooks) == 1
+    assert mine.id in model._forward_hooks
+    assert [p.requires_grad for p in model.parameters()] == [False, *[True] * (len(list(model.parameters())) - 1)]
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+    assert run.state()["pruner"].keys() == state["pruner"].keys()  # for a checkpoint that is saved on exceptions
+    assert run.plan is None
+    run.begin(model, steps=4, epoch_steps=2, batches=batches)
+    run.begin(model, steps=4, epoch_steps=2, batches=batches)  # a trainer that tries again, with smaller batches
+    run.finish([])
+    assert run.plan is not None

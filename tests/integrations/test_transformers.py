@@ -159,3 +159,23 @@ def test_a_model_that_computes_its_own_loss(tmp_path: Path) -> None:
     assert any(len(kept) < size for kept, size in zip(pruner.plan.groups.values(), (8, 8, 16, 16), strict=False))
     with torch.no_grad():
         assert model(images()[0]).logits.shape == (32, 4)
+
+
+def test_after_an_exception_the_network_is_plain(tmp_path: Path) -> None:
+    class Stop(transformers.TrainerCallback):
+        at = 5
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == self.at:
+                raise KeyboardInterrupt
+
+    pruner, stop = callback(), Stop()
+    run = trainer(pruner, tmp_path)
+    run.add_callback(stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in run.model.modules())
+    assert all(p.requires_grad for p in run.model.parameters())
+    stop.at = -1
+    run.train()
+    assert run.model.model[0].out_channels < 8

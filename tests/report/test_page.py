@@ -354,6 +354,14 @@ def test_times_of_several_machines_are_not_in_one_plot(results: dict[str, sc.Res
     assert not any(text.startswith("that") for text in told)
 
 
+def test_measured_times_are_compared_with_the_macs_that_ran(results: dict[str, sc.Result]) -> None:
+    """The original of a widened network is narrower than what was pruned, and inputs may have another size."""
+    result = results["l1"]
+    record = sc.bench(result.model.eval(), result.model.eval(), X, seconds=0.01).record()
+    page = Page(html([Run.of("a", result.plan, result.card(), record)]))
+    assert "MACs alone would give 1.00×." in page.text
+
+
 def test_measured_times_are_shown_if_they_are_of_this_network(
     folders: dict[str, Path], results: dict[str, sc.Result], tmp_path: Path
 ) -> None:

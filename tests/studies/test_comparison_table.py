@@ -156,4 +156,6 @@ def test_without_the_original_the_plot_has_absolute_figures(monkeypatch: pytest.
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     text = comparison(cell("l2", 0.8), cell("l1", 0.7)).plot(tmp_path / "f.svg").read_text()
+    with pytest.raises(sc.ArtifactError, match=r"f\.svg/g\.svg could not be written"):
+        comparison(cell("l2", 0.8)).plot(tmp_path / "f.svg" / "g.svg")
     assert "time, % of the original's" in text

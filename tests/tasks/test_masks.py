@@ -196,6 +196,15 @@ def test_a_mask_of_colors(tmp_path: Path) -> None:
     assert "its mode is RGB, and a mask holds one class index per pixel" in str(spoiled(tmp_path, colors))
 
 
+def test_masks_in_a_lossy_format(tmp_path: Path) -> None:
+    def compressed(root: Path) -> None:
+        for file in (root / "train/masks").iterdir():
+            Image.open(file).convert("L").save(file.with_suffix(".jpg"))
+            file.unlink()
+
+    assert "whose compression changes the class indices" in str(spoiled(tmp_path, compressed))
+
+
 def test_masks_of_0_and_255(tmp_path: Path) -> None:
     def binary(root: Path) -> None:
         for file in root.glob("*/masks/*"):

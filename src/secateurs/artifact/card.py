@@ -166,6 +166,17 @@ class Card(Open):
         rounds = [entry for entry in self.history if isinstance(entry, Round)]
         return networks(self.earlier, self.before, rounds, self.cut, self.calibrated, self.after)
 
+    @property
+    def changed_before(self) -> str:
+        """How the first of `networks` differs from the original, of which the card has no figures: `widened`, `cut` or `cut and
+        widened`; empty if it is the original."""
+        source = self.source or Source(spec=None)
+        steps = list[str]()
+        for i in range(len(source.widen) + 1):
+            steps += ["cut" for cut in source.plans if cut.after == i]
+            steps += ["widened"] * (i < len(source.widen))
+        return " and ".join(sorted(set(steps[: len(steps) - len(self.earlier)])))
+
 
 def networks(
     earlier: Sequence[Earlier], before: Figures, rounds: Sequence[Round], cut: Figures, calibrated: Figures,

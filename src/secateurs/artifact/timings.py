@@ -50,6 +50,14 @@ class Timing(Open):
     pruned: Times
     ratio: Times
     memory: tuple[Count, Count] | None = None
+    inputs: Annotated[list[Annotated[list[Count], Field(max_length=16)]], Field(max_length=100)] = []  # of one example
+
+
+class CostRecord(Open):
+    """The cost of a network on inputs of the size that it was measured on."""
+
+    macs: Count
+    params: Count
 
 
 class Timings(Open):
@@ -60,6 +68,8 @@ class Timings(Open):
     model: Line | None = None  # SHA-256 of the measured network's file
     rows: Annotated[list[Timing], Field(max_length=1000)]
     skipped: list[Line] = []
+    original: CostRecord | None = None
+    pruned: CostRecord | None = None
 
 
 def save_timings(folder: StrPath, record: Mapping[str, Any]) -> str:

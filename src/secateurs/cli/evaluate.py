@@ -225,7 +225,8 @@ def _show(what: str, found: dict[str, Any], card: Card | None) -> None:
     now = sc.Figures(*(found[name] for name in ("macs", "params", "top1", "top5", "loss", "metrics")))
     networks = [("measured now", now)]
     if card is not None:
-        networks += [("on the card", card.after), ("the original", card.networks()[0][1])]
+        first = f"the {card.changed_before} network" if card.changed_before else "the original"
+        networks += [("on the card", card.after), (first, card.networks()[0][1])]
     measured = columns([figures for _, figures in networks])
     rows = table("", "MACs", "parameters", *measured)
     for name, figures in networks:

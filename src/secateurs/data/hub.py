@@ -104,21 +104,22 @@ def _tables(
 ) -> Opened:  # fmt: skip
     chosen = O.choose(what, splits, options)
     rows = [O.guard(what, partial(split, s)) for s in chosen if s is not None]
+    for table, name in zip(rows, chosen, strict=False):
+        O.check_rows(what, name, table)
     image, label = O.columns(datasets, what, rows[0].features, options)
     values = [_values(table, label) for table in rows]
     seen = [set(v.tolist()) for v in values]
     labels = Labels.of(what, rows[0].features.get(label), options, seen[0])
+    each = [labels, *(labels.like(table.features.get(label)) for table in rows[1:])]
     if len(rows) == 2:
-        labels.compare(seen[0], seen[1], chosen)
+        labels.compare(each[1], seen[0], seen[1], chosen)
     images = [O.undecoded(datasets, t, (image,)) for t in rows]
-    for table, name in zip(images, chosen, strict=False):
-        O.check_rows(what, name, table)
     size = (image_size,) * 2 if image_size else first_size(
         (O.encoded("", images[0][i][image])[1] for i in range(len(images[0]))), what
     )  # fmt: skip
     sources: list[Any] = []
-    for table, found, name in zip(images, values, chosen, strict=False):
-        known = {v: labels(v, f", {name}") for v in set(found.tolist())}
+    for table, found, own, name in zip(images, values, each, chosen, strict=False):
+        known = {v: own(v, f", {name}") for v in set(found.tolist())}
         targets = torch.tensor([known[v] for v in found.tolist()], dtype=torch.int64)
         sources.append(TableSource(table, image, targets, decoder(size, f"{what}, {name}")))
     return Opened(sources[0], sources[1] if len(sources) == 2 else None, labels.names, size)
@@ -157,10 +158,11 @@ def _streams(
     counted = [[count(f, label, not closed or "://" not in f) for f in fs] for fs in files]
     seen = [_union([values for _, values in split]) for split in counted]
     labels = Labels.of(what, feature, options, seen[0])
+    each = [labels, *(labels.like(stream.features.get(label)) for stream in streams[1:])]
     if len(streams) == 2:
-        labels.compare(seen[0], seen[1], chosen)
+        labels.compare(each[1], seen[0], seen[1], chosen)
     every = []
-    for stream, names, rows, split in zip(streams, files, counted, chosen, strict=False):
+    for stream, names, rows, own, split in zip(streams, files, counted, each, chosen, strict=False):
         assert split is not None
         known = len(rows) == stream.num_shards and all(n is not None for n, _ in rows)
         stated = (
@@ -169,7 +171,7 @@ def _streams(
         plain = stream.cast_column(image, datasets.Image(decode=False))
         if len(names) != stream.num_shards:
             names = [f"{what}, {split}, shard {i}" for i in range(stream.num_shards)]
-        reader = _Reader(plain, names, image, label, labels)
+        reader = _Reader(plain, names, image, label, own)
         size = options.size("train" if split == chosen[0] else "val") or stated or None
         every.append(Shards(names, reader, [n for n, _ in rows] if known else None, size))  # type: ignore[misc]
         if known and not sum(n or 0 for n, _ in rows):

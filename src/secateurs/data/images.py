@@ -68,9 +68,14 @@ def pixels(file: Path | bytes, name: str | None = None) -> np.ndarray | Unreadab
 
 def indices(file: Path | bytes, name: str) -> np.ndarray | Unreadable:
     """Decode a mask of class indices to (H, W) integers, or return why it cannot be read. The indices are palette indices, or
-    the values of one channel of 8 or 16 bits. Raises DataError for images with several channels."""
+    the values of one channel of 8 or 16 bits. Raises DataError for images with several channels, and for JPEG files."""
 
     def read(image: Any) -> np.ndarray:
+        if image.format == "JPEG":
+            raise DataError(
+                f"{name} is a JPEG file, whose compression changes the class indices of a mask: save masks as PNG files, from "
+                "the originals if there are any."
+            )
         if image.mode.partition(";")[0] not in ("1", "L", "P", "I"):
             raise DataError(
                 f"{name} is not a mask: its mode is {image.mode}, and a mask holds one class index per pixel, as a grayscale "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +88,15 @@ def load(
 
     Raises SpecError for an invalid spec, and DataError for data that is invalid or cannot be read.
     """
-    if batch_size < 1:
-        raise DataError(Setting("batch_size", batch_size), " must be at least 1.")
-    if image_size is not None and image_size < 1:
-        raise DataError(Setting("image_size", image_size), " must be at least 1.")
+    if not isinstance(spec, str):
+        meant = f": did you mean 'folder:{shown(spec)}'?" if isinstance(spec, os.PathLike) else "."
+        raise SpecError(f"{spec!r:.60} is not a data spec, which is a string{meant}")
+    for name, value in (
+        ("batch_size", batch_size),
+        ("image_size", 1 if image_size is None else image_size),
+        ("workers", workers or 1),
+    ):
+        _check_count(name, value)
     checked_channels(channels)
     seed = checked_seed(seed)
     workers = workers or default_workers()
@@ -148,6 +155,12 @@ def load(
         std=std,
     )
     return Data(train, val, classes, (channels, *size), how)
+
+
+def _check_count(name: str, value: Any) -> None:
+    """Raise DataError unless this is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise DataError(Setting(name, value), " must be an integer of at least 1.")
 
 
 def default_workers() -> int:
@@ -209,7 +222,8 @@ def statistics(normalize: str | Statistics | OneOfEach) -> Statistics:
         mean, std = (tuple(float(v) for v in values) for values in normalize)
     except (TypeError, ValueError):
         mean, std = (), ()
-    if len(mean) != len(std) or len(mean) not in (1, 3) or not all(v > 0 for v in std):
+    finite = all(map(math.isfinite, (*mean, *std)))
+    if len(mean) != len(std) or len(mean) not in (1, 3) or not all(v > 0 for v in std) or not finite:
         raise DataError(
             Setting("normalize", normalize),
             " must be ((three means), (three standard deviations above 0)), or one of each.",

@@ -138,11 +138,17 @@ def columns(datasets: Any, what: str, features: Any, options: S.Options) -> tupl
     if image is None or image not in images:
         wanted = "column of images" if options.image is None else f"column of images {options.image!r}"
         raise DataError(f"{what} has no {wanted}. Its columns are {there}. Choose one with ?image=….")
-    named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    label = options.label or next((n for n in (*LABELS, *named) if n in features), None)
+    single = {n: f for n, f in features.items() if isinstance(f, datasets.Value | datasets.ClassLabel)}
+    named = [name for name, feature in single.items() if isinstance(feature, datasets.ClassLabel)]
+    label = options.label or next((n for n in (*LABELS, *named) if n in single), None)
     if label is None or label.partition(".")[0] not in features:
         wanted = "column of classes" if options.label is None else f"column {options.label!r}"
         raise DataError(f"{what} has no {wanted}. Its columns are {there}. Choose one with ?label=….")
+    if label in features and label not in single:
+        raise DataError(
+            f"{what}: column {label!r} does not hold one class for each image. Its columns are {there}. Choose one with "
+            "?label=…."
+        )
     return image, label
 
 
@@ -188,4 +194,4 @@ def sliced(table: Any, text: str) -> Any:
         default if not figure else round(int(figure) * n / 100) if percent else int(figure)
         for figure, percent, default in ((match[1], match[2], 0), (match[3], match[4], n))
     )
-    return table.select(range(low, min(high, n)))
+    return table.select(range(low, min(high, n)) if low < min(high, n) else range(0))

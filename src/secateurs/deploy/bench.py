@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from secateurs.deploy.clock import Spread, check_seconds, in_turn, ratios
-from secateurs.deploy.inputs import batch_of, batched
+from secateurs.deploy.inputs import batch_of, batched, shapes_of_one
 from secateurs.deploy.runners import runner
 from secateurs.deploy.target import Target, machine, threaded
 from secateurs.devices import check_values
@@ -23,7 +23,7 @@ from secateurs.graph.inputs import check_model
 @dataclass(frozen=True)
 class Timed:
     """Two networks on one target. Times are in seconds per run of a batch. `ratio` is the original's time divided by the pruned
-    network's, within a round. memory: bytes, or None if the runtime does not report it."""
+    network's, within a round. memory: bytes, or None if the runtime does not report it. inputs: the shapes of one example."""
 
     target: Target
     batch: int | None
@@ -33,6 +33,7 @@ class Timed:
     pruned: Spread
     ratio: Spread
     memory: tuple[int, int] | None = None
+    inputs: tuple[tuple[int, ...], ...] = ()
 
     @property
     def speedup(self) -> float:
@@ -134,4 +135,5 @@ def _timed(model: nn.Module, pruned: nn.Module, inputs: Any, target: Target, sec
     return Timed(
         target, batch_of(inputs), machine(target), threads, Spread.of(found["original"]), Spread.of(found["pruned"]),
         ratios(found, "original", "pruned"), (used[0], used[1]) if used else None,
+        shapes_of_one(inputs),
     )  # fmt: skip

@@ -30,6 +30,15 @@ def batch_of(inputs: Any) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def shapes_of_one(inputs: Any) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of one example's tensors: of images in a list, each different shape once; without the first axis, if
+    that is the batch."""
+    if (images := images_of(inputs)) is not None:
+        return tuple(dict.fromkeys(tuple(x.shape) for x in images))
+    skipped = 0 if batch_of(inputs) is None else 1
+    return tuple(tuple(x.shape[skipped:]) for x in tensors(inputs))
+
+
 def batched(inputs: Any, batch: int | None) -> Any:
     """Return the inputs with this many examples, repeated or truncated. None leaves them as they are.
 

@@ -104,6 +104,7 @@ class PruningCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         pl_module.__dict__.pop("training_step", None)
+        self.run.abandon()
 
     def state_dict(self) -> dict[str, Any]:
         return self.run.state()

@@ -82,6 +82,7 @@ class PruningRun:
         self.pruner: Pruner | None = None
         self.plan: Plan | None = None
         self.model: nn.Module | None = None
+        self._before: _Before | None = None  # while the pruner is attached
         self.loaded: dict[str, Any] | None = None  # the state of a resumed run
 
     @property
@@ -105,9 +106,10 @@ class PruningRun:
 
     def begin(self, module: nn.Module, *, steps: int, epoch_steps: int, batches: Any) -> None:
         """Start pruning. batches: the trainer's, as `(inputs, targets)`. They are iterated as often as needed."""
+        self.abandon()  # an earlier training of this callback may not have reached its end
         self.plan = None
         self.model = find(module, self.network)
-        self._modes = [(m, m.training) for m in self.model.modules()]  # methods may leave it in eval mode
+        self._before = _Before(self.model)
         data = Data.of(batches if self.data is None else self.data)
         example = self.example_inputs
         if example is None:
@@ -116,6 +118,7 @@ class PruningRun:
             self.model, example, self.method, self.budget, steps=self.steps or steps,
             epoch_steps=epoch_steps, data=data, **self.settings,
         )  # fmt: skip
+        self._before.attached()
         if self.loaded is not None:
             self._load(self.loaded)
             self.loaded = None
@@ -158,8 +161,16 @@ class PruningRun:
         self.plan = self.pruner.plan()
         if self.cut:
             cut_(self.model, self.plan, *optimizers)
-        for module, mode in self._modes:
-            module.training = mode
+        if self._before is not None:
+            self._before.restore_modes()
+        self._before = None
+
+    def abandon(self) -> None:
+        """Call when training ends with an exception. Detaches the pruner from the network, which keeps the parameters that it
+        has now and is not cut. `state` still returns what a checkpoint needs."""
+        if self._before is not None:
+            self._before.restore()
+        self._before = None
 
     def state(self) -> dict[str, Any]:
         """Return tensors and plain values, from which `_load` resumes the run."""
@@ -192,6 +203,42 @@ class PruningRun:
                 f"The pruner's state in the checkpoint does not fit: {fault}. Continue from an earlier checkpoint, or start "
                 "over."
             )
+
+
+class _Before:
+    """A network before a pruner is attached to it: what the pruner changes besides values is restored from this, whatever the
+    method. Unlike its `finish`, this needs no data and no other process, and either may be what failed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modes = [(m, m.training) for m in model.modules()]  # methods may leave it in eval mode
+        self.trainable = [(p, p.requires_grad) for p in model.parameters()]
+        self.known = self._keys()
+        self.added: set[int] | None = None  # None: attaching failed
+
+    def _hooks(self) -> Iterator[dict[int, Any]]:
+        for module in self.model.modules():
+            yield from (module._forward_pre_hooks, module._forward_hooks)
+
+    def _keys(self) -> set[int]:
+        return {key for hooks in self._hooks() for key in hooks}
+
+    def attached(self) -> None:
+        """Call when the pruner is attached: hooks that others add later are not its own."""
+        self.added = self._keys() - self.known
+
+    def restore_modes(self) -> None:
+        for module, mode in self.modes:
+            module.training = mode
+
+    def restore(self) -> None:
+        added = self._keys() - self.known if self.added is None else self.added
+        for hooks in self._hooks():
+            for key in added & hooks.keys():
+                del hooks[key]
+        for p, trainable in self.trainable:
+            p.requires_grad_(trainable)
+        self.restore_modes()
 
 
 class Pairs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class PruningCallback(TrainerCallback):
         if self._joined:
             raise ConfigError("This callback already prunes in another trainer: create a new one.")
         self._joined = True
-        inner = trainer.compute_loss
+        inner, inner_train = trainer.compute_loss, trainer.train
 
         def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             output = inner(model, inputs, *args, **kwargs)
@@ -74,7 +75,15 @@ class PruningCallback(TrainerCallback):
                 return (output[0] + penalty, *output[1:])
             return output + penalty
 
-        trainer.compute_loss = compute_loss
+        @wraps(inner_train)
+        def train(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return inner_train(*args, **kwargs)
+            except BaseException:  # no callback is told
+                self.run.abandon()
+                raise
+
+        trainer.compute_loss, trainer.train = compute_loss, train
         trainer.add_callback(self)
         return trainer
 

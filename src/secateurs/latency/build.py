@@ -96,7 +96,8 @@ def tabulated(graph: PrunableGraph, inputs: Any, target: Target, report: Report)
                     new = table.measured(g, missing[g], target)
                 store.write(g, new)
                 known[g] = {**known[g], **new}
-            report(f"measured in {time.perf_counter() - began:.0f} s; kept in {store.folder}")
+            kept = f"could not be kept in {store.folder}: {store.fault}" if store.fault else f"kept in {store.folder}"
+            report(f"measured in {time.perf_counter() - began:.0f} s; {kept}")
     for g, (most, varies) in spans.items():
         tables[g.key] = table.table(g, known[g], most, varies)
     return LatencyModel(graph, found, tables, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -43,6 +42,7 @@ class Store:
             cache_folder() / "latency" / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         )
         self.about = about
+        self.fault = ""  # why the last file could not be written
 
     def read(self, geometry: Geometry) -> dict[tuple[int, int], float]:
         try:
@@ -61,12 +61,14 @@ class Store:
 
     def keep(self, file: Path, body: Mapping[str, object]) -> None:
         """Write a file, which other processes may also write."""
-        with contextlib.suppress(OSError):
+        try:
             if not (about := self.folder / "about.json").exists():
                 with replacing(about) as new:
                     new.write(dump_json(self.about, 1).encode())
             with replacing(file) as new:
                 new.write(dump_json(body).encode())
+        except OSError as error:
+            self.fault = error.strerror or str(error)
 
     def _path(self, geometry: Geometry) -> Path:
         return self.folder / f"{geometry.key}.json"

@@ -145,6 +145,8 @@ def _body(card: Card, made: str, method: str) -> Iterator[str]:
     before, after = card.networks()[0][1], card.after
     spec = None if card.source is None else card.source.spec
     of, whose = ("A network", "the original's") if spec is None else (_code(spec), "its")
+    if changed := card.changed_before:
+        of, whose = f"{of}, first {changed},", f"the {changed} network's"
     yield f"# {_escaped(_title(card))}"
     yield (
         f"{of} with {share(after.macs, before.macs)} of {whose} MACs and {share(after.params, before.params)} of {whose} "

@@ -15,7 +15,7 @@ import secateurs.report as report
 from secateurs.files import dump_json
 from secateurs.markup import Markup, join, tag
 from secateurs.report.page import check, save
-from secateurs.runs.folder import write
+from secateurs.runs.folder import unwritten, write
 from secateurs.studies.comparison import page
 from secateurs.studies.comparison.frontier import frontier
 from secateurs.studies.comparison.outcomes import Spread
@@ -133,7 +133,7 @@ class Comparison(ComparisonTable):
     def plot(self, path: str | Path) -> Path:
         """Draw the frontier: the figure after recovery over the remaining cost that the budgets limit (the MACs, if they limit
         several), with a line for each method, to a file whose suffix sets the format (.png, .svg, .pdf). Raises ConfigError if
-        matplotlib is not installed."""
+        matplotlib is not installed, ArtifactError if the file cannot be written."""
         cost, known = self._plotted(), self.original
         whole = 1.0 if cost == "latency" else None if known is None else getattr(known, cost)
         lines: dict[str, list[tuple[float, float, float]]] = {}
@@ -144,4 +144,7 @@ class Comparison(ComparisonTable):
                 lines.setdefault(row.method, []).append((share, row.recovered.mean, row.recovered.sd or 0.0))
         original = None if known is None else self.value(vars(known))
         unit = f"{COSTS[cost]}, % of the original's" if whole else COSTS[cost]
-        return frontier(Path(path), lines, original, x=unit, y=f"{self.heading} after recovery")
+        try:
+            return frontier(Path(path), lines, original, x=unit, y=f"{self.heading} after recovery")
+        except OSError as error:
+            raise unwritten(Path(path), error) from error

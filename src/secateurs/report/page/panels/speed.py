@@ -20,8 +20,10 @@ def panel(run: Run) -> Panel | None:
         }
         for row in (timings.rows if timings else [])
     ]  # fmt: skip
-    networks = run.networks
-    first, last = networks[0][1].macs, networks[-1][1].macs
+    first, last = (run.networks[at][1].macs for at in (0, -1))
+    if timings is not None and timings.original is not None and timings.pruned is not None:
+        # Of what was measured: inputs may have another size, and the original of a widened network is narrower.
+        first, last = timings.original.macs, timings.pruned.macs
     told = []
     if limit is not None:
         times = f"{milliseconds(limit.before)} → {milliseconds(limit.after)}"
@@ -33,6 +35,10 @@ def panel(run: Run) -> Panel | None:
         told.append(
             "Both networks ran in turn; a speed-up is the median of the ratios of their times, with its quartiles."
         )
+        sizes = dict.fromkeys(
+            "×".join(map(str, shape)) for row in (timings.rows if timings else []) for shape in row.inputs
+        )
+        told += [f"The inputs were {' and '.join(sizes)}."] * bool(sizes)
         told += [f"MACs alone would give {first / last:.2f}×."] * bool(last)
     return Panel("speed", "Speed", {"rows": rows, "skipped": timings.skipped if timings else []}, " ".join(told))
 
