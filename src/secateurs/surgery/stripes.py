@@ -57,7 +57,7 @@ def replace_(
 def _become(conv: nn.Module, made: nn.Module) -> None:
     """Turn a convolution into another module in place, so that lists and closures that hold it hold the new one. Its hooks
     stay, and so do attributes that the user has set."""
-    plain, own = type(conv)(1, 1, 1).__dict__, conv.__dict__
+    plain, own = type(conv)(1, 1, 1, device="meta").__dict__, conv.__dict__
     kept = {key: x for key, x in own.items() if key not in plain or "hook" in key}
     conv.__class__ = type(made)
     own.clear()
