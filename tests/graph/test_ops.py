@@ -212,3 +212,28 @@ def test_complex_weights() -> None:
             gone = [i for i in range(layer.weight.shape[1]) if i not in kept]  # type: ignore[union-attr, index]
             layer.weight[:, gone] = 0  # type: ignore[index, operator]
     assert torch.allclose(small(images()), masked(images()), atol=1e-5)
+
+
+class MaxNorm(nn.Conv2d):
+    """A convolution whose filters have a norm of at most 0.5 (EEGNet)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        return super().forward(x)
+
+
+def test_filters_of_bounded_norm() -> None:
+    model = nn.Sequential(conv(3, 6), MaxNorm(6, 12, 3, groups=6), nn.ELU(), head(12))
+    graph = sound(model, images())
+    assert graph["0"].prunable  # the norm is taken over the positions of one channel
+    assert graph["0"].producers == ("0", "1")
+    model = nn.Sequential(conv(3, 6), MaxNorm(6, 8, 1), nn.ELU(), head(8))
+    graph = sound(model, images())
+    assert str(graph["0"].reason).startswith("inexact: aten.renorm takes a norm over channels")
+    assert graph["1"].prunable
+
+
+def test_pooling_at_random_positions_of_each_channel_keeps_it() -> None:
+    graph = sound(nn.Sequential(conv(3, 6), nn.FractionalMaxPool2d(2, 4), conv(6, 8), head(8)), images())
+    assert str(graph["0"].reason) == "random numbers are drawn for each channel (in layer 1)"
+    assert graph["2"].prunable

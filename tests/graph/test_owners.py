@@ -505,9 +505,58 @@ def test_what_is_tied_is_saved_and_loaded_as_such(groups: int, tmp_path: Path) -
 
 
 def test_reasons_name_the_layer_where_the_code_only_lines_layers_up() -> None:
-    graph = trace(
-        nn.Sequential(conv(3, 8), nn.Unflatten(1, (4, 2)), nn.Flatten(1, 2), conv(8, 6), head(6)).eval(), image()
-    )
+    graph = trace(nn.Sequential(conv(3, 8), nn.FractionalMaxPool2d(2, 4), conv(8, 6), head(6)).eval(), image())
     reason = graph["0"].reason
     assert reason is not None
     assert reason.place == "in layer 1"
+
+
+class Decoder(nn.Module):
+    """A vector becomes a map, whose shape the module keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.conv, self.head = nn.Linear(5, 128), nn.ConvTranspose2d(8, 6, 4, 2, 1), nn.Conv2d(6, 3, 3)
+        self.map_shape = (8, 4, 4)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.head(self.conv(self.fc(z).relu().view(-1, *self.map_shape)).relu())
+
+
+def unflattened() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 128), nn.Unflatten(1, (8, 4, 4)), nn.ConvTranspose2d(8, 6, 4, 2, 1), conv(6, 3))
+
+
+def unflattened_sequence() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(5, 64), nn.Unflatten(1, torch.Size((8, 8))), nn.Conv1d(8, 6, 3), nn.ReLU(), nn.Conv1d(6, 3, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "kept"),
+    [
+        (unflattened, "0", lambda m: m[1].unflattened_size == (3, 4, 4)),
+        (unflattened_sequence, "0", lambda m: m[1].unflattened_size == (3, 8)),
+        (Decoder, "fc", lambda m: m.map_shape == (3, 4, 4)),
+    ],
+    ids=["Unflatten", "Unflatten to a sequence", "own"],
+)
+def test_the_shape_of_a_map_that_a_vector_becomes_follows(
+    make: Callable[[], nn.Module], name: str, kept: Callable[[Any], bool]
+) -> None:
+    model, z = make().eval(), torch.randn(2, 5)
+    graph = trace(model, z)
+    assert (graph[name].size, graph[name].prunable) == (8, True)
+    plan = graph.plan({name: [0, 3, 7]})
+    assert verify(model, plan, z) <= 1e-5
+    assert Plan.from_json(plan.to_json()) == plan
+    assert kept(apply(model, plan))
+
+
+def test_a_constant_shape_of_a_map_is_the_reason() -> None:
+    def forward(s: Any, z: Tensor) -> Tensor:
+        return s.conv(s.fc(z).view(-1, 8, 4, 4))
+
+    reason = trace(Net(forward, fc=nn.Linear(5, 128), conv=conv(8, 3)).eval(), torch.randn(2, 5))["fc"].reason
+    assert "constants in the code (test_owners.py" in str(reason)

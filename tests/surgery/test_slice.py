@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -336,3 +338,62 @@ def test_modules_without_tensors_know_how_many_channels_they_get() -> None:
     assert (wide[1].num_features, wide[3].num_groups) == (12, 10)
     assert wide.eval()(x).shape == (2, 6, 4, 4)
     assert "InstanceNorm2d(8," in repr(model)
+
+
+class Weight(nn.Parameter):
+    """A user's own type of parameter."""
+
+
+@pytest.mark.parametrize("stripes", [{}, {"a.weight": np.eye(3, dtype=bool)[None].repeat(8, 0)}], ids=["", "stripes"])
+def test_parameters_keep_their_attributes_and_gradient_hooks(stripes: dict[str, np.ndarray]) -> None:
+    model = Net(lambda s, x: s.h(F.relu(s.a(x))), a=conv(3, 8, bias=False), h=head(8))
+    steps_of: list[tuple[int, ...]] = []
+    model.a.weight.decay = 0.0
+    handle = model.a.weight.register_hook(lambda g: g * 0)
+    model.a.weight.register_post_accumulate_grad_hook(lambda p: steps_of.append(tuple(p.shape)))
+    cut_(model, trace(model, image()).plan({"a": [0, 1, 2]}, stripes=stripes))
+    model(image()).sum().backward()
+    assert model.a.weight.decay == 0.0
+    assert steps_of == [tuple(model.a.weight.shape)]
+    assert not model.a.weight.grad.any()
+    handle.remove()
+    model(image()).sum().backward()
+    assert model.a.weight.grad.any()
+
+
+def test_parameters_keep_their_type() -> None:
+    model = Net(lambda s, x: s.h(F.relu(s.a(x))), a=conv(3, 8), h=head(8))
+    model.a.weight = Weight(model.a.weight.detach(), requires_grad=False)
+    plan = trace(model, image()).plan({"a": [0, 1, 2]})
+    for cut in (apply(model, plan), cut_(model, plan)):
+        assert type(cut.a.weight) is Weight
+        assert not cut.a.weight.requires_grad
+        assert "a.weight" in dict(cut.named_parameters())
+
+
+def test_tensors_are_replaced_wherever_the_network_holds_them() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        x = F.conv2d(x, s.held.weight, padding=1)
+        return s.h(F.conv_transpose2d(x, s.__dict__["tied"], padding=1).relu() + s.a(x).mean())
+
+    model = Net(forward, a=conv(8, 3), b=conv(3, 8, bias=False), h=head(3))
+    model.held = SimpleNamespace(weight=model.b.weight)
+    model.__dict__["tied"] = model.b.weight
+    plan = trace(model, image()).plan({"b": [0, 1, 2]})
+    wanted = apply(model, plan)(image())
+    assert torch.equal(cut_(model, plan)(image()), wanted)
+    assert model.held.weight is model.b.weight
+    assert model.__dict__["tied"] is model.b.weight
+
+
+def test_state_that_an_optimizer_keeps_in_lists_is_cut_too() -> None:
+    model = Net(lambda s, x: s.h(F.relu(s.a(x))), a=conv(3, 8), h=head(8))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    plan = trace(model, image()).plan({"a": [0, 1, 2]})
+    weight = model.a.weight
+    optimizer.state[weight]["past"] = [weight.detach() + 1, weight.detach() + 2]
+    cut_(model, plan, optimizer)
+    assert torch.equal(optimizer.state[model.a.weight]["past"][1], model.a.weight + 2)
+    optimizer.state[model.a.weight]["preconditioners"] = [torch.eye(3), torch.eye(3)]
+    with pytest.raises(PlanError, match=r"keeps 'preconditioners' of shape \(3, 3\) for a\.weight"):
+        cut_(model, trace(model, image()).plan({"a": [0, 1]}), optimizer)

@@ -394,3 +394,52 @@ def test_a_network_of_stripes_alone_costs_what_it_costs() -> None:
     plan = graph.plan({}, stripes={w: some(shape, 0.5) for w, shape in graph.kernels.items()})
     small = apply(model, plan)
     assert trace(small, x()).cost() == sc.count(small, x()) == graph.cost_of(plan)
+
+
+# -- what else the network has -----------------------------------------------------------------------------------------
+
+
+class Listed(nn.Module):
+    """A network that calls its layers from a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
+        self.layers = [self.a, self.b]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x
+
+
+@pytest.mark.parametrize("kept", [some((6, 3, 3), 0.5), only((6, 3, 3), slice(0, 2), slice(0, 2))])
+def test_layers_in_a_plain_list_are_replaced_there_too(kept: np.ndarray) -> None:
+    model = Listed().eval()
+    plan = trace(model, x()).plan({}, stripes={"a.weight": kept})
+    assert verify(model, plan, x()) < 1e-5
+    small = cut_(model, plan)
+    assert small.layers[0] is small.a
+    assert type(small.a) is not nn.Conv2d
+
+
+@pytest.mark.parametrize("kept", [some((6, 3, 3), 0.5), only((6, 3, 3), slice(0, 2), slice(0, 2))])
+def test_hooks_and_attributes_of_the_user_stay(kept: np.ndarray) -> None:
+    model, seen = Listed().eval(), []
+    handle = model.a.register_forward_hook(lambda module, args, out: seen.append(type(module)))
+    model.a.stage = "stem"  # type: ignore[assignment]
+    plan = trace(model, x()).plan({}, stripes={"a.weight": kept})
+    for small in (apply(model, plan), cut_(model, plan)):
+        seen.clear()
+        small(x())
+        assert seen == [type(small.a)]
+        assert small.a.stage == "stem"
+    handle.remove()
+    model(x())
+    assert len(seen) == 1
+
+
+def test_a_convolution_whose_forward_was_replaced_keeps_its_stripes() -> None:
+    model = Listed().eval()
+    model.a.forward = lambda x, run=model.a.forward: 2 * run(x)  # type: ignore[method-assign]
+    assert list(trace(model, x()).kernels) == ["b.weight"]

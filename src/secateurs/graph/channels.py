@@ -44,8 +44,9 @@ class Clock(Protocol):
 
 
 def has_stripes(module: Any) -> bool:
-    """Whether stripes can be cut from a module: a convolution (not a subclass) with one group and zero padding."""
-    plain = type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    """Whether stripes can be cut from a module: a convolution (not a subclass, nor one whose `forward` was replaced) with one
+    group and zero padding."""
+    plain = type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and "forward" not in module.__dict__
     return plain and module.groups == 1 and module.padding_mode == "zeros"
 
 

@@ -16,6 +16,7 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from secateurs.graph import attributes
@@ -30,7 +31,7 @@ GROUPS = frozenset({"group", "groups"})
 _WIDTHS = frozenset({
     "c", "ch", "chan", "channel", "channels", "chans", "chs", "cin", "cout", "dim", "dims", "feat", "feats", "feature",
     "features", "filters", "hidden", "inp", "inplanes", "nc", "nf", "oup", "outplanes", "planes", "shape", "split", "splits",
-    "width", "widths",
+    "unflattened", "width", "widths",
 })  # fmt: skip
 _CHANNELS = frozenset({"ch", "chan", "chans", "channel", "channels", "chs", "features", "filters", "planes"})
 _OTHER = frozenset({"base", "factor", "kernel", "mult", "multiplier", "per", "ratio", "scale", "stride"})
@@ -77,7 +78,7 @@ def of(modules: Mapping[str, nn.Module]) -> list[Figure]:
     """Return the figures of these modules that may be widths."""
     found = []
     for path, module in modules.items():
-        if not type(module).__module__.startswith("torch.nn."):
+        if not type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Unflatten):
             for name, value in module.__dict__.items():
                 if named_like_a_width(name) and not (name in attributes.NAMES and attributes.leaves(module)):
                     found += [Figure(path, name, size, item) for item, size in _sizes(value)]
@@ -88,7 +89,7 @@ def _sizes(value: Any) -> list[tuple[int | None, int]]:
     """Return the numbers in an attribute, each with its position if the attribute is a sequence."""
     if type(value) is int:
         return [(None, value)] if value > 1 else []
-    whole = type(value) in (tuple, list) and 0 < len(value) <= MOST and all(type(n) is int for n in value)
+    whole = type(value) in (tuple, list, torch.Size) and 0 < len(value) <= MOST and all(type(n) is int for n in value)
     return [(i, n) for i, n in enumerate(value) if n > 1] if whole else []
 
 

@@ -12,10 +12,12 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 
 from secateurs.errors import PlanError
 from secateurs.graph.channels import named_tensors
 from secateurs.graph.copies import copied
+from secateurs.graph.state import State
 from secateurs.plans.plan import Kept, Plan, check_plan
 from secateurs.surgery import stripes as S
 from secateurs.surgery.processes import retire_wrappers, sharded
@@ -32,8 +34,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
 def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> nn.Module:
     """Cut the model in place. Training can continue: gradients and the optimizers' state (momenta,
-    moments) are sliced with their parameters, and the optimizers' references point at the new ones. Gradient scalers and
-    learning-rate schedulers, which refer to the optimizers, need no change.
+    moments) are sliced with their parameters, and the optimizers' references point at the new ones. New parameters have the
+    attributes and gradient hooks of the old ones. Gradient scalers and learning-rate schedulers, which refer to the optimizers,
+    need no change.
 
     optimizer: the optimizer of the model's parameters, or several.
 
@@ -45,17 +48,12 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | Iterable[Optimizer
     check_plan(plan, model)
     optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     params = named_tensors(model)
-    new = {id(params[name]): _like(params[name], w) for name, w in _slices(model, plan).items()}
+    new = {id(params[name]): _in_place_of(params[name], w) for name, w in _slices(model, plan).items()}
     states = [_sliced_states(o, plan, params) for o in optimizers]
     for name, p in params.items():
         if p.grad is not None and id(p) in new:
             new[id(p)].grad = take(p.grad, plan.kept[name])
-    for module in model.modules():
-        for own in (module._parameters, module._buffers):
-            own.update({key: new[id(p)] for key, p in own.items() if id(p) in new})  # type: ignore[misc]
-        for key, value in module.__dict__.items():
-            if key not in ("_parameters", "_buffers", "_modules") and type(value) in (list, tuple, dict):
-                module.__dict__[key] = _renewed(value, new)
+    State(dict(model.named_modules())).replace(new)
     _rewrite(model, plan.attributes)
     _recompute(model)
     for each, sliced in zip(optimizers, states, strict=True):
@@ -65,6 +63,7 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | Iterable[Optimizer
             del each.state[p]
             each.state[new[id(p)]] = state
     for old, made, taken in S.replace_(model, plan.stripes, plan.shapes, plan.kept):
+        _carry(old, made)
         if old.grad is not None:
             made.grad = taken(old.grad)
         for each in optimizers:
@@ -74,29 +73,13 @@ def cut_(model: nn.Module, plan: Plan, optimizer: Optimizer | Iterable[Optimizer
     return model
 
 
-def _renewed(value: Any, new: Mapping[int, Tensor]) -> Any:
-    """Return the value with new tensors in place of those that it holds, as in `self.tied = [conv.weight]`. new: the new
-    tensors by the id of the old ones."""
-    if isinstance(value, Tensor):
-        return new.get(id(value), value)
-    if type(value) is list:
-        value[:] = [_renewed(x, new) for x in value]
-    elif type(value) is dict:
-        value.update({key: _renewed(x, new) for key, x in value.items()})
-    elif type(value) is tuple:
-        return tuple(_renewed(x, new) for x in value)
-    return value
-
-
 def _hand_over(optimizer: Optimizer, old: Tensor, new: Tensor, taken: Callable[[Tensor], Tensor]) -> None:
     """Replace a parameter in the optimizer; `taken` maps state of the old shape to the new shape."""
     for group in optimizer.param_groups:
         group["params"] = [new if p is old else p for p in group["params"]]
     if old in optimizer.state:
         state = optimizer.state.pop(old)
-        optimizer.state[new] = {
-            k: taken(v) if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()
-        }
+        optimizer.state[new] = pytree.tree_map_only(Tensor, lambda v: taken(v) if v.shape == old.shape else v, state)
 
 
 def remade(model: nn.Module, new: Mapping[str, Tensor], attributes: Mapping[tuple[str, str], Any]) -> nn.Module:
@@ -150,7 +133,24 @@ def _slices(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
 
 
 def _like(old: Tensor, w: Tensor) -> Tensor:
-    return nn.Parameter(w, old.requires_grad) if isinstance(old, nn.Parameter) else w
+    if not isinstance(old, nn.Parameter):
+        return w
+    made = nn.Parameter(w, old.requires_grad)
+    return made if type(old) is nn.Parameter else w.as_subclass(type(old)).requires_grad_(old.requires_grad)
+
+
+def _in_place_of(old: Tensor, w: Tensor) -> Tensor:
+    made = _like(old, w)
+    _carry(old, made)
+    return made
+
+
+def _carry(old: Tensor, made: Tensor) -> None:
+    """Carry over the attributes and the gradient hooks that the user has set on a parameter."""
+    made.__dict__.update(old.__dict__)
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if (own := getattr(old, hooks)) is not None:
+            setattr(made, hooks, own)
 
 
 def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor]) -> dict[Tensor, dict[str, Any]]:
@@ -181,6 +181,8 @@ def _sliced_states(optimizer: Optimizer, plan: Plan, params: Mapping[str, Tensor
 
 
 def _sliced_state(value: Any, p: Tensor, axes: Mapping[int, Kept], name: str, key: str) -> Any:
+    if isinstance(value, list | tuple | dict):
+        return pytree.tree_map_only(Tensor, lambda x: _sliced_state(x, p, axes, name, key), value)
     if not isinstance(value, Tensor) or (value.numel() == 1 and value.shape != p.shape):
         return value
     if value.shape != p.shape:

@@ -42,17 +42,23 @@ def replace_(
     """
     done = []
     for name, places in stripes.items():
-        path = name.rpartition(".")[0]
-        conv = model.get_submodule(path)
+        conv = model.get_submodule(name.rpartition(".")[0])
         assert isinstance(conv, Conv)
         alive = as_mask(places, shapes[name])
         if 0 in kept.get(name, {}):
             alive = alive[list(kept[name][0])]
+        old = conv.weight
         made, weight, taken = without(conv, alive)
-        made.train(conv.training)
-        for parent in list(model.modules()):
-            for leaf, child in parent._modules.items():
-                if child is conv:
-                    parent._modules[leaf] = made
-        done.append((conv.weight, weight, taken))
+        _become(conv, made.train(conv.training))
+        done.append((old, weight, taken))
     return done
+
+
+def _become(conv: nn.Module, made: nn.Module) -> None:
+    """Turn a convolution into another module in place, so that lists and closures that hold it hold the new one. Its hooks
+    stay, and so do attributes that the user has set."""
+    plain, own = type(conv)(1, 1, 1, device="meta").__dict__, conv.__dict__
+    kept = {key: x for key, x in own.items() if key not in plain or "hook" in key}
+    conv.__class__ = type(made)
+    own.clear()
+    own.update(made.__dict__ | kept)

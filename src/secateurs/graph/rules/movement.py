@@ -92,18 +92,23 @@ def split(t: Context, labels: np.ndarray, axes: list[int], computed: int | None)
     if len(axes) == 1:
         return axes[0], labels
     free = len(axes) - 1  # (groups, channels // groups)
+    if free > 1 and axes == list(range(1, t.out.ndim)):
+        free = 0  # a vector becomes a map: (N, C, H, W)
     sizes = written(t.call, t.out.ndim)
-    shrinks = [a for a in axes if sizes and isinstance(sizes[a], Width)] or [-1 if computed is None else computed]
-    if shrinks[-1] in axes:
-        free = axes.index(shrinks[-1])
-    elif (sizes and not t.escaping(labels)) or t.call[0] is ATTENTION:
+    shrinks = [i for i, a in enumerate(axes) if sizes and isinstance(sizes[a], Width)]
+    if len(shrinks) == 1:
+        free = shrinks[0]
+    elif computed in axes and not shrinks:
+        free = axes.index(computed)
+    elif not shrinks and ((sizes and not t.escaping(labels)) or t.call[0] is ATTENTION):
         t.claim(labels.size, labels.ravel(), SPLIT)
-    else:  # the sizes may be computed in a way that cannot be followed
-        choice = t.choose(len(axes), labels, SPLIT)
+    else:  # several numbers that a module keeps, or sizes that may be computed in a way that cannot be followed
+        options = sorted(shrinks or range(len(axes)), key=lambda i: (i != free, -i))
+        choice = t.choose(len(options), labels, SPLIT)
         if choice is None:
             t.freeze(labels.ravel(), SPLIT)
             return None, labels
-        free -= choice
+        free = options[choice]
     pieces = np.moveaxis(labels, free, -1).reshape(-1, labels.shape[free])
     t.couple(pieces)
     return axes[free], pieces[0]

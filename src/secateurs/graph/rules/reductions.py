@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.context import Context
+from secateurs.graph.reasons import Kind, Reason
 from secateurs.graph.rules.registry import present, rule
 from secateurs.graph.tape import Labels
 
@@ -65,6 +66,15 @@ def along(t: Context, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return [kept] * len(t.out) if isinstance(t.out, tuple | list) else kept
 
 
+@rule(aten.renorm, aten.renorm_)
+def renorm(t: Context, x: Tensor, p: Any, dim: int, *_: Any) -> Labels:
+    """Each piece along `dim` is scaled so that its norm, over all other axes, is not too large."""
+    for axis, labels in t.labels(x).items():
+        if axis != dim % x.ndim:
+            t.inexact(labels, f"{t.op_name} takes a norm over channels")
+    return t.labels(x)
+
+
 @rule(aten._softmax, aten._log_softmax, aten.softmax, aten.log_softmax, aten._safe_softmax)
 def softmax(t: Context, x: Tensor, dim: int, *_: Any, **__: Any) -> Labels:
     labels = t.labels(x)
@@ -96,7 +106,7 @@ rule(
 rule(
     aten._adaptive_avg_pool2d, aten._upsample_bicubic2d_aa, aten._upsample_bilinear2d_aa,
     aten._upsample_nearest_exact2d, aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d, aten.avg_pool2d,
-    aten.fractional_max_pool2d, aten.grid_sampler_2d, aten.max_pool2d_with_indices,
+    aten.grid_sampler_2d, aten.max_pool2d_with_indices,
     aten.mkldnn_max_pool2d, aten.upsample_bicubic2d, aten.upsample_bilinear2d, aten.upsample_nearest2d,
     aten.reflection_pad2d, aten.replication_pad2d, *present("_upsample_lanczos2d_aa"),
 )(resampling(2))  # fmt: skip
@@ -105,6 +115,13 @@ rule(
     aten.avg_pool3d, aten.grid_sampler_3d, aten.max_pool3d_with_indices, aten.upsample_nearest3d,
     aten.upsample_trilinear3d, aten.reflection_pad3d, aten.replication_pad3d,
 )(resampling(3))  # fmt: skip
+
+
+@rule(aten.fractional_max_pool2d, aten.fractional_max_pool3d)
+def fractional_pool(t: Context, x: Tensor, *_: Any) -> list[Labels]:
+    """Every channel is pooled at random positions of its own."""
+    t.freeze(t.labels(x), Reason(Kind.CODE, "random numbers are drawn for each channel", t.where()))
+    return [t.labels(x)] * 2
 
 
 @rule(aten.max_unpool2d, aten.max_unpool3d)
