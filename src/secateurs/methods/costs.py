@@ -6,6 +6,9 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 
+import torch
+from torch import Tensor
+
 from secateurs.errors import DataError
 from secateurs.methods.assess import Assessor
 from secateurs.methods.method import Task
@@ -18,17 +21,17 @@ log = logging.getLogger("secateurs")
 
 POWERS = (0.0, 0.125, 0.25, 0.5)
 EXAMPLES = 256
-# A smaller power is taken if its cut misses no more than this times the least: rounding must not decide.
-AS_GOOD = 1.001
 
 
 def power_of(cost: float | None, task: Task, select: Callable[[float], Selection], *, pooled: bool = False) -> float:
     """The power of a channel's or stripe's cost by which scores are divided: the setting `cost`, or if None the measured one.
 
-    That is the one of `POWERS` whose cut network, once its batch norms are re-estimated, has the outputs nearest to the
+    Each of `POWERS` is tried: the network is cut, its batch norms are re-estimated, and its outputs are compared with the
     original's on training examples, whose labels are not read. EagleEye (Li et al., ECCV 2020) compares cuts in this way, and
-    draws them at random. It is 0 without a budget, or with one that the whole network meets, and without data: an iterator
-    that can be read once only is left to the training, and batches that the network cannot be run on are named in a warning.
+    draws them at random. Of the powers that are as good as the best one, which `chosen` defines, the largest is used.
+
+    It is 0 without a budget, or with one that the whole network meets, and without data: an iterator that can be read once
+    only is left to the training, and batches that the network cannot be run on are named in a warning.
 
     select: the selection of a power. pooled: all processes call this, with data of their own, and come to one power.
     """
@@ -53,10 +56,29 @@ def _measured(task: Task, select: Callable[[float], Selection], pooled: bool) ->
     for power in POWERS:
         cuts.append(apply(assessor.model, select(power).plan(task.graph, allow_inexact=True)).eval())
         calibrate_(cuts[-1], assessor.batches, assessor.objective, pooled=pooled)
-    apart = missed(assessor.model, cuts, assessor.batches, assessor.objective, pooled=pooled)
-    found = {power: each if math.isfinite(each) else math.inf for power, each in zip(POWERS, apart, strict=True)}
-    best = next(power for power in POWERS if found[power] <= AS_GOOD * min(found.values()))
+    apart = missed(assessor.model, cuts, assessor.batches, assessor.objective, pooled=pooled)  # (powers, N)
+    power = chosen(apart)
     task.note(
-        event="cost", power=best, examples=assessor.examples, missed={str(p): round(m, 4) for p, m in found.items()}
+        event="cost",
+        power=power,
+        examples=assessor.examples,
+        missed={str(p): round(float(m), 4) for p, m in zip(POWERS, apart.sum(1), strict=True)},
     )
-    return best
+    return power
+
+
+def chosen(apart: Tensor) -> float:
+    """The largest of `POWERS` whose outputs are, on average, within one standard error of the nearest ones.
+
+    So few examples often cannot tell powers apart. With a larger one, more of what is cut is costly, so the same budget keeps
+    more weights, and recovery makes more of them. The standard error is that of the difference, which is much smaller than
+    that of the distances, since all cuts see the same examples (the one-standard-error rule of Breiman et al., 1984).
+
+    apart: (powers, N), the distance of each cut's outputs from the original's for each example.
+    """
+    total = apart.sum(1).nan_to_num(nan=math.inf, posinf=math.inf)
+    if not total.isfinite().any():
+        return POWERS[0]
+    more = apart - apart[total.argmin()]  # (powers, N)
+    error = more.std(1) / math.sqrt(more.shape[1]) if more.shape[1] > 1 else torch.zeros(len(POWERS))
+    return max(power for power, m, e in zip(POWERS, more.mean(1), error, strict=True) if m <= e)

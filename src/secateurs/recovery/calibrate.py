@@ -28,7 +28,7 @@ from secateurs.graph.inputs import tensors
 from secateurs.graph.modes import evaluating
 from secateurs.plans import Plan
 from secateurs.recovery.carried import Places, consumers, cuts_off, on_average, provably, put_, twin
-from secateurs.recovery.distil import soft_loss, unlike_logits
+from secateurs.recovery.distil import divergence, unlike_logits
 from secateurs.report import count, listing
 from secateurs.seeds import preserve_rng_state
 from secateurs.surgery import apply
@@ -155,7 +155,7 @@ def after_cut_(
     if layers:  # the layers before have changed as well, so that a mean may do more harm than good
         if norms:
             calibrate_(bare, batches(), objective, pooled=pooled)
-        with_them, without = missed(model, (small, bare), batches(), objective, pooled=pooled)
+        with_them, without = missed(model, (small, bare), batches(), objective, pooled=pooled).sum(1)
         if not with_them <= without:
             _take(small, bare)
             layers = []
@@ -167,33 +167,39 @@ def after_cut_(
 @torch.no_grad()
 def missed(
     model: nn.Module, cuts: Sequence[nn.Module], batches: Iterable[Batch], objective: Objective, *, pooled: bool = True
-) -> list[float]:
-    """How far the outputs of each cut network are from the uncut network's, over all images: the divergence of the class
-    probabilities, or if the outputs are not logits, the squared distance. The uncut network runs once for all of them."""
-    totals = [0.0] * len(cuts)
+) -> Tensor:
+    """How far the outputs of each cut network are from the uncut network's for each image, (cuts, N) float64: the divergence of
+    the class probabilities, or if the outputs are not logits, the squared distance. The uncut network runs once for all of
+    them."""
+    found = list[Tensor]()
     model = copied(model)  # a forward may change its state
     with ExitStack() as stack:
         for context in (preserve_rng_state(), full_precision(), *map(evaluating, (model, *cuts))):
             stack.enter_context(context)
-        for _, (wanted, *given) in runs(batches, objective, model, *cuts):
-            totals = [total + _missed(wanted, each, objective) for total, each in zip(totals, given, strict=True)]
-    return [sum(each) for each in zip(*gathered(totals), strict=True)] if pooled else totals
+        for batch, (wanted, *given) in runs(batches, objective, model, *cuts):
+            found.append(torch.stack([_missed(wanted, each, objective, batch.rows) for each in given]))  # (cuts, rows)
+    here = torch.cat(found, 1)
+    return torch.cat(gathered(here), 1) if pooled else here
 
 
-def _missed(wanted: Any, given: Any, objective: Objective) -> float:
-    """The same for one batch's outputs."""
+def _missed(wanted: Any, given: Any, objective: Objective, rows: int) -> Tensor:
+    """The same for one batch's outputs, (rows,) on the CPU."""
     if objective.by_classes and unlike_logits(wanted, None) is None:
-        y, z = heads(wanted)[0], heads(given)[0]  # (N, classes, *)
-        return float(soft_loss(y, z, temperature=1)) * len(y)
+        each = divergence(heads(wanted)[0], heads(given)[0])  # (N, *)
+        return each.reshape(len(each), -1).mean(1).double().cpu()
     pairs = zip(tensors(wanted), tensors(given), strict=True)
-    return sum(_apart(y, z) for y, z in pairs if y.is_floating_point())
+    return sum((_apart(y, z, rows) for y, z in pairs if y.is_floating_point()), torch.zeros(rows, dtype=torch.float64))
 
 
-def _apart(wanted: Tensor, given: Tensor) -> float:
-    """The squared distance. Rows that one has and the other lacks count as zeros: detectors find more or fewer boxes."""
-    rows = max(len(wanted), len(given)) if wanted.ndim else 0
-    y, z = (torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])]) if x.ndim else x for x in (wanted, given))
-    return float((y.float() - z.float()).square().sum())  # float16 overflows
+def _apart(wanted: Tensor, given: Tensor, rows: int) -> Tensor:
+    """The squared distance, (rows,). It is spread evenly over the images if the outputs do not have a row for each; what one
+    has more of (detectors find more or fewer boxes) is compared with zeros."""
+    y, z = wanted.float(), given.float()  # float16 overflows
+    if y.shape == z.shape and y.ndim and len(y) == rows:
+        return (y - z).square().reshape(rows, -1).sum(1).double().cpu()
+    most = max(len(y), len(z)) if y.ndim else 0
+    y, z = (torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])]) if x.ndim else x for x in (y, z))
+    return torch.full((rows,), float((y - z).square().sum()) / rows, dtype=torch.float64)
 
 
 def _as_cut(model: nn.Module, plan: Plan, small: nn.Module) -> bool:

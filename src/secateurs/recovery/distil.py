@@ -17,17 +17,21 @@ from secateurs.training.objective import Objective
 from secateurs.training.run import TrainingRun
 
 
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1) -> Tensor:
+    """KL(softmax(teacher / T) ‖ softmax(student / T)) of each image and pixel, (N, *). Logits: (N, classes, *)."""
+    p = F.log_softmax(teacher.float().movedim(1, -1) / temperature, dim=-1)
+    q = F.log_softmax(student.float().movedim(1, -1) / temperature, dim=-1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+
+
 def soft_loss(teacher: Tensor, student: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over images and pixels. Logits: (N, classes, *).
 
     counts: (N, *) bool, the pixels that count; by default all.
     """
-    p = F.log_softmax(teacher.float().movedim(1, -1) / temperature, dim=-1)
-    q = F.log_softmax(student.float().movedim(1, -1) / temperature, dim=-1)
-    if counts is None:
-        return temperature**2 * F.kl_div(q, p, reduction="sum", log_target=True) / (p.numel() / p.shape[-1])
-    each = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)  # (N, *)
-    return temperature**2 * (each * counts).sum() / counts.sum().clamp(min=1)
+    each = divergence(teacher, student, temperature)
+    mean = each.mean() if counts is None else (each * counts).sum() / counts.sum().clamp(min=1)
+    return temperature**2 * mean
 
 
 def counting(targets: Any, logits: Tensor, ignored: int = IGNORED) -> Tensor | None:

@@ -81,7 +81,12 @@ def prune(case: str, rank: int, *_: Any) -> sc.Result:
     """A machine finds the less of a difference the more costs count, the other the more."""
     torch.set_num_threads(1)
     order = itertools.count()
-    calibrate._missed = lambda *_: 1 + 0.1 * (next(order) % 4 if rank else 3.1 - next(order) % 4)  # type: ignore[assignment]
+
+    def missed(*args: Any) -> torch.Tensor:
+        power = next(order) % 4
+        return torch.full(args[3:], 1 + 0.1 * (power if rank else 3.1 - power), dtype=torch.float64)
+
+    calibrate._missed = missed  # type: ignore[assignment]
     method = sc.PFF(epochs=1, distil=0, precision="fp32")
     return sc.prune(network(), images(1), method, HALF, DATA, progress="silent", check_speed=False)
 
