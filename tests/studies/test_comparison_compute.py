@@ -89,6 +89,7 @@ def test_a_search_that_ends_early(method: str, macs: float) -> None:
     assert 0.9 < cost.epoch < 1.5 if macs < 1 else cost.epoch == 0
     figures = cells.measure(cell, cost)
     assert figures["search"]["epochs"] <= 2
+    assert (figures["search"]["steps"] == 0) == (macs == 1)  # recovery's are not the search's
     assert figures["passes"] == pytest.approx(
         cost.once / 1024
         + figures["search"]["steps"] / 8 * cost.epoch
