@@ -8,7 +8,18 @@ import pytest
 import torch
 
 import secateurs as sc
+from secateurs.studies.comparison.work import Network
 from tests.studies.comparing import batches, tiny
+
+
+def test_parameters_that_are_not_trained_travel_as_such() -> None:
+    model = sc.build("zoo:small_cnn", num_classes=10)
+    next(model.children()).requires_grad_(False)
+    network = Network(module=model).portable()
+    assert network.module is None
+    built = network.build(batches(), torch.device("cpu"))
+    trained = {name for name, p in built.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
