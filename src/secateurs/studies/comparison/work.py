@@ -164,13 +164,7 @@ class Work:
             ("loss, step, forward or metrics", self.purpose, "functions of a module"),
             ("options", (self.recover, self.options, self.inputs, self.targets), "names in place of functions"),
         ):
-            try:
-                pickle.dumps(part)
-            except Exception as error:  # whatever the objects' own code raises
-                raise ConfigError(
-                    f"The {what} cannot be sent to other processes ({type(error).__name__}: {error}). Pass {instead}, or "
-                    "run all cells in this process (", Setting("processes", 1), ").",
-                ) from error  # fmt: skip
+            check_sent(what, part, instead)
         return pickle.dumps(whole)
 
     @staticmethod
@@ -179,3 +173,14 @@ class Work:
         found = pickle.loads(packed)
         assert isinstance(found, Work)
         return found
+
+
+def check_sent(what: str, part: Any, instead: str) -> None:
+    """Raise ConfigError for what cannot be sent to another process. instead: what to pass."""
+    try:
+        pickle.dumps(part)
+    except Exception as error:  # whatever the objects' own code raises
+        raise ConfigError(
+            f"The {what} cannot be sent to other processes ({type(error).__name__}: {error}). Pass {instead}, or "
+            "run all cells in this process (", Setting("processes", 1), ").",
+        ) from error  # fmt: skip
