@@ -182,6 +182,8 @@ def test_other_methods_are_added(tmp_path: Path) -> None:
     found = run(tmp_path, methods=["l1"], budgets=[0.5], seeds=1, epochs=0.2, resume=True, report=lines.append)
     assert [cell.method for cell in found.cells] == ["l1"]
     assert [cell.method for cell in read_comparison(tmp_path).cells] == ["l1", "l2"]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text())))
+    assert [row["method"] for row in rows] == ["l1", "l2"]
     run(tmp_path, methods=["l1"], budgets=[0.5], seeds=1, epochs=0.1, overwrite=True)
     assert [cell.method for cell in read_comparison(tmp_path).cells] == ["l1"]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, TensorDataset
 
 import secateurs as sc
 from secateurs.cutting import Pruning
@@ -88,6 +89,7 @@ def test_a_search_that_ends_early(method: str, macs: float) -> None:
     assert 0.9 < cost.epoch < 1.5 if macs < 1 else cost.epoch == 0
     figures = cells.measure(cell, cost)
     assert figures["search"]["epochs"] <= 2
+    assert (figures["search"]["steps"] == 0) == (macs == 1)  # recovery's are not the search's
     assert figures["passes"] == pytest.approx(
         cost.once / 1024
         + figures["search"]["steps"] / 8 * cost.epoch
@@ -118,6 +120,40 @@ def test_a_loader_with_a_generator_of_its_own_starts_again_in_every_cell() -> No
     cells = bench(loader, 1.0)
     orders = [[y.tolist() for _, y in cells.at(seed).train] for seed in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
+
+
+class Batched(Dataset[tuple[Tensor, Tensor]]):
+    """Its items are batches."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return images(8)
+
+
+class Listed(list[tuple[Tensor, Tensor]]):
+    """Batches of a class of the user's own, with an attribute that means something else."""
+
+    samples = ("one.png", "two.png")
+
+
+HALF: Any = [[0, 1, 2, 3], [4, 5, 6, 7]]  # a batch sampler that draws half of the data
+
+
+@pytest.mark.parametrize(
+    ("train", "count"),
+    [
+        (DataLoader(TensorDataset(*images(16)), batch_size=3), 16),
+        (DataLoader(TensorDataset(*images(16)), batch_size=3, drop_last=True), 15),
+        (DataLoader(TensorDataset(*images(16)), batch_sampler=BatchSampler(range(10), 4, drop_last=True)), 8),
+        (DataLoader(TensorDataset(*images(16)), batch_sampler=HALF), 8),
+        (DataLoader(Batched(), batch_size=None), 24),
+        (Listed([images(4)] * 2), 8),
+    ],
+)
+def test_a_pass_has_as_many_images_as_are_read(train: Any, count: int) -> None:
+    assert bench(train, 1.0).images == count
 
 
 def test_a_method_is_the_same_but_for_its_length() -> None:

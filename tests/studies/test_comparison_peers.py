@@ -25,7 +25,15 @@ def test_its_selection_is_its_cut(importance: str) -> None:
     assert 0.35 < sc.count(small, x).macs / sc.count(model, x).macs <= 0.5
     for name, value in own.state_dict().items():
         torch.testing.assert_close(small.state_dict()[name], value)
-    assert all(p.grad is None for p in own.parameters())
+    assert all(p.grad is None and p.requires_grad for p in own.parameters())
+
+
+def test_its_own_cut_trains_what_the_network_trains() -> None:
+    model, x = tiny(width=16).eval(), torch.randn(1, 3, 8, 8)
+    next(model.children()).requires_grad_(False)
+    task = Task(model, sc.trace(model, x), sc.Budget(macs=0.5), "all", None, 0, x)
+    frozen = [name for name, p in TorchPruning().cut(task).named_parameters() if not p.requires_grad]
+    assert frozen == ["0.weight", "0.bias"]
 
 
 def test_both_ways_in_a_comparison() -> None:

@@ -159,3 +159,13 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(sc.ArtifactError, match=r"f\.svg/g\.svg could not be written"):
         comparison(cell("l2", 0.8)).plot(tmp_path / "f.svg" / "g.svg")
     assert "time, % of the original's" in text
+
+
+def test_a_figure_that_is_not_finite_is_not_silently_left_out_of_the_mean() -> None:
+    fine, other = cell("l2", None), cell("l2", None, seed=1)
+    assert not comparison(fine, other).rows[0].warnings
+    assert other.figures is not None
+    lost = {**other.figures, "recovered": {**other.figures["recovered"], "top1": None}}
+    found = comparison(fine, other.model_copy(update={"figures": lost})).rows[0]
+    assert (found.seeds, found.recovered) == (2, Spread(80.0, None))
+    assert found.warnings == ("seed 1: top-1 % (recovered) is not a finite number, and not in the mean",)

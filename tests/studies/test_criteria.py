@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from secateurs.methods.method import Task
 from secateurs.studies.criteria import Curve, one_by_one
 from secateurs.studies.criteria import orders as study
 from secateurs.studies.criteria.orders import criteria
+from secateurs.studies.criteria.record import Record
 from secateurs.testing.networks import data, images, network
 from secateurs.testing.state import State
 from tests.methods.oracle.test_oracle import loss_without
@@ -241,3 +243,13 @@ def test_a_detectors_loss_is_the_same_for_the_same_network() -> None:
 
 def boxes(outputs: Any, targets: Any) -> float:
     return sum(len(one["boxes"]) for one in outputs) / len(outputs)
+
+
+def test_curves_of_a_setting_that_is_no_longer_given_are_others(tmp_path: Path) -> None:
+    def record(**settings: Any) -> Record:
+        return Record(tmp_path, settings, "net", LAYER, lambda line: None)
+
+    record(data="digits", channels=1).write({"index": curve("index")})
+    assert record(data="digits", channels=1).open(True, False).keys() == {"index"}
+    with pytest.raises(sc.ConfigError, match=r"differs in channels \(1 then, none now\)"):
+        record(data="digits").open(True, False)

@@ -7,6 +7,7 @@ import math
 import pickle
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -211,3 +212,13 @@ def test_how_long_a_resumed_study_takes(monkeypatch: pytest.MonkeyPatch, tmp_pat
     lines: list[str] = []
     study(folder=tmp_path, resume=True, report=lines.append)
     assert "about 52 s for 1 group" in lines
+
+
+def test_other_images_to_calibrate_on_are_another_study(tmp_path: Path) -> None:
+    mine = data().train
+    study(folder=tmp_path, calibrate=mine)
+    assert study(folder=tmp_path, calibrate=data().train, resume=True).finished
+    with pytest.raises(sc.ConfigError, match=r"it differs in calibrate\.sha256"):
+        study(folder=tmp_path, calibrate=[(inputs + 1, targets) for inputs, targets in mine], resume=True)
+    with pytest.raises(sc.ConfigError, match="it differs in calibrate "):
+        study(folder=tmp_path, resume=True)

@@ -36,6 +36,21 @@ def test_data_loader_shuffles_by_our_seed() -> None:
     assert not torch.equal(first[0][1].inputs, other[0][1].inputs)
 
 
+class Drawn(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.randn(3), index
+
+
+def test_workers_that_are_kept_draw_the_same_in_the_same_pass() -> None:
+    loader = torch.utils.data.DataLoader(Drawn(), batch_size=2, num_workers=1, persistent_workers=True)
+    first, _, again = passes(loader, 0), passes(loader, 1), passes(loader, 0)
+    assert all(torch.equal(a.inputs, b.inputs) for (_, a, _), (_, b, _) in zip(first, again, strict=True))
+    loader._iterator = None  # ends them
+
+
 def test_one_shot_generator_runs_out_with_a_clear_error() -> None:
     recipe = R.Recover(epochs=2, schedule="constant", precision="fp32")
     with pytest.raises(DataError, match="one-shot generator"):

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from secateurs.data import Data
+from secateurs.data.loader import Loader
 from secateurs.data.structure import examples, leaves
 from secateurs.seeds import preserve_rng_state, seed_all
 from secateurs.training import batches as B
@@ -30,9 +32,13 @@ def fingerprint(data: Data) -> dict[str, Any]:
 
 def known_examples(source: Any) -> int | None:
     """Return the number of examples in a pass, if it is known without making one."""
-    if hasattr(source, "samples"):
-        return int(source.samples)
+    if isinstance(source, Loader):
+        return getattr(source, "samples", None)  # a stream may not know
     if hasattr(source, "dataset"):
+        if getattr(source, "batch_size", 0) is None:  # a batch sampler of the user's, or items that are batches
+            source = getattr(source, "batch_sampler", None)
+            if type(source) is not BatchSampler:  # whose batches may have any size
+                return None
         drawn = getattr(source, "sampler", None)  # a part of the data set, perhaps
         known = B.length(source.dataset if drawn is None else drawn)
         if known is not None and getattr(source, "drop_last", False) and source.batch_size:

@@ -144,7 +144,11 @@ def _open(source: Any, epoch: int, start: int) -> tuple[Iterator[Any], bool]:
         source.set_epoch(epoch)
     if hasattr(source, "iter_from"):
         return iter(source.iter_from(start)), False
-    return iter(fresh_pass(source)), True
+    fresh = fresh_pass(source)
+    if getattr(fresh, "persistent_workers", False):
+        # The workers of a DataLoader are seeded when they start: those of the last pass would draw on from where it ended.
+        fresh._iterator = None  # type: ignore[attr-defined]
+    return iter(fresh), True
 
 
 def seed_generators(source: Any, *words: int | str) -> None:

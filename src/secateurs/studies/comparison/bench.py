@@ -250,8 +250,7 @@ class Bench:
         )  # fmt: skip
         groups = {g.name: g.size for g in trace(self.model, self.inputs, example_targets=self.targets).groups}
         narrowest = min((len(kept) / groups[name] for name, kept in result.plan.groups.items()), default=1.0)
-        cut = next((i for i, line in enumerate(result.history) if line.get("event") == "calibrated"), None)
-        steps = searched(result.history[:cut]) if division.epochs else 0
+        steps = searched(result.history, division.method) if division.epochs else 0
         unused = division.epochs - steps / self.steps  # epochs of a search that ended early
         stages = {
             "original": result.before, "cut": result.cut, "calibrated": result.calibrated, "recovered": result.after

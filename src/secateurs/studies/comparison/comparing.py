@@ -22,6 +22,7 @@ from secateurs.methods.matching import Layers
 from secateurs.methods.method import Scope, check_scope
 from secateurs.preflight import check_options
 from secateurs.runs.sources import DataSpec
+from secateurs.seeds import preserve_rng_state
 from secateurs.studies.comparison.compute import Unit
 from secateurs.studies.comparison.contestants import (
     USUAL,
@@ -51,6 +52,8 @@ Workers = Literal["local", "ray"]
 NEEDS = ("num_cpus", "num_gpus", "memory")  # of a cell on a Ray cluster
 
 
+@torch.inference_mode(False)
+@preserve_rng_state()
 def compare(
     model: nn.Module | str | os.PathLike[str],
     inputs: Any = None,

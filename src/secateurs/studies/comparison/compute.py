@@ -82,7 +82,7 @@ def search_cost(
                 model, inputs, chosen, budget, Data(train), seed=seed, progress=False, check_speed=False, **options
             )
             note()
-        return np.diff([read[0], read[-2], read[-1]], axis=0), searched(result.history)
+        return np.diff([read[0], read[-2], read[-1]], axis=0), searched(result.history, method)
 
     if not isinstance(method, TrainingMethod):
         return SearchCost(0.0, *map(float, run(method)[0].sum(0)))
@@ -98,9 +98,11 @@ def search_cost(
     return SearchCost(epoch, float(once), float(seconds))
 
 
-def searched(history: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of steps of a method's own training."""
-    return max((line["step"] for line in history if "train_loss" in line), default=0)
+def searched(history: Sequence[Mapping[str, Any]], method: Method) -> int:
+    """Return the number of steps of a method's own training. The history may go on with recovery's."""
+    return max(
+        (line["step"] for line in history if "train_loss" in line and line.get("phase") == method.name), default=0
+    )
 
 
 def _observed(method: Method, selected: Callable[[], None]) -> Method:

@@ -19,7 +19,7 @@ from secateurs.devices import VARIABLE, accelerator
 from secateurs.errors import SecateursError, TrainingError
 from secateurs.studies.comparison.bench import Bench, Job, Probe, Record, outcome
 from secateurs.studies.comparison.contestants import Cell
-from secateurs.studies.comparison.work import Work
+from secateurs.studies.comparison.work import Work, check_sent
 
 ATTEMPTS = 3  # at a cell whose process is lost
 
@@ -109,21 +109,28 @@ class Processes:
         threads = max(1, torch.get_num_threads() // self.size)
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._packed, device, threads))
+        process = context.Process(target=_serve, args=(theirs, device, threads))
         process.start()
         theirs.close()
         worker = Worker(process, ours, device)
         self.workers.append(worker)
+        # Not among the arguments: if the process ended without reading them, `start` would never return.
+        with contextlib.suppress(ConnectionError):  # it is lost, which reading from it tells
+            ours.send_bytes(self._packed)
         return worker
 
     def prepare(self, cells: Sequence[Cell]) -> Probe:
+        check_sent("methods", [cell.contestant for cell in cells], "classes of a module")
         first = self._start()
-        first.pipe.send(list(cells))
+        _send(first, list(cells))
         try:
             found = first.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
+            how = _how(first.process)
+            guard = "In a script, call compare under `if __name__ == '__main__':`, since each process runs the script first."
             raise TrainingError(
-                f"The first worker process ended {_how(first.process)} before any cell was measured."
+                f"The first worker process ended {how} before any cell was measured.",
+                hint=guard if first.process.exitcode == 1 else (),
             ) from None
         if isinstance(found, BaseException):
             raise found
@@ -174,7 +181,7 @@ class Processes:
         self.workers.clear()
 
 
-def _send(worker: Worker, job: Job) -> None:
+def _send(worker: Worker, job: Job | list[Cell]) -> None:
     with contextlib.suppress(ConnectionError):  # it is lost, which reading from it tells
         worker.pipe.send(job)
 
@@ -188,17 +195,22 @@ def _how(process: Any) -> str:
     return f"with status {code}"
 
 
-def _serve(pipe: Connection, packed: bytes, device: str | None, threads: int) -> None:
+def _serve(pipe: Connection, device: str | None, threads: int) -> None:
     """In a worker process: measure what comes through the pipe, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
     threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    packed = pipe.recv_bytes()
     bench = _once(lambda: Bench(Work.unpacked(packed), device))
     while True:
         try:
             job = pipe.recv()
         except (EOFError, OSError):
             return
+        except Exception as error:  # a method's class that this process does not find
+            text = f"A worker process cannot read the cells: {type(error).__name__}: {error}."
+            pipe.send(TrainingError(text, hint="Define methods in a module."))
+            continue
         if isinstance(job, Job):
             pipe.send(outcome(bench, job))
         else:

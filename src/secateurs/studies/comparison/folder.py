@@ -144,6 +144,14 @@ class ComparisonFolder:
         record = read_json(file, CellRecord, 1 << 24, "Remove it, and the cell is measured again.")
         return record.whole() if record.outcome.failed is None else None
 
+    def earlier(self, cells: Sequence[Cell]) -> list[Outcome]:
+        """Return the outcomes of the cells of earlier calls, other than these."""
+        now = {file_name(cell) for cell in cells}
+        return [
+            read_json(self.cells / one.file, CellRecord, 1 << 24, "Remove it, and the cell is measured again.").whole()
+            for one in self.read().cells if one.file not in now
+        ]  # fmt: skip
+
     def keep(self, cell: Cell, outcome: Outcome) -> None:
         record = CellRecord(settings=cell.record(), outcome=outcome, versions=outcome.versions)
         body = record.model_dump(mode="json", exclude={"outcome": {"versions"}})

@@ -86,8 +86,10 @@ class TorchPruning(Method):
             return model, count(model, task.example_inputs)
 
         found: nn.Module = self._largest(task, at)
-        for parameter in found.parameters():
+        given = dict(task.model.named_parameters())
+        for name, parameter in found.named_parameters():
             parameter.grad = None
+            parameter.requires_grad_(given[name].requires_grad)
         return found
 
     def _largest(self, task: Task, at: Callable[[float], tuple[Any, Any]]) -> Any:

@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Running:
     say: Callable[[str], None]
     began: float = field(default_factory=time.monotonic)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    earlier: list[Outcome] = field(default_factory=list)  # of earlier calls' other cells in the folder
     costs: dict[str, SearchCost] = field(default_factory=dict)  # of a method under a budget
     expected: dict[int, float] = field(default_factory=dict)  # seconds of each cell that this call measures
     started: dict[int, float] = field(default_factory=dict)  # when
@@ -78,6 +79,7 @@ class Running:
                     self.say(line)
         if self.folder is not None:
             examples = self.folder.begin(self.cells, original, examples)
+            self.earlier = self.folder.earlier(self.cells)
         if self.outcomes:
             self.say(f"{len(self.outcomes)} of {len(self.cells)} cells are done already")
         numbers = {self.cells[i].label: i for i in missing}
@@ -194,11 +196,12 @@ class Running:
         found = tuple(self.outcomes.get(i, _outcome(cell, failed=OUT_OF_TIME)) for i, cell in enumerate(self.cells))
         result = Comparison(found, original, self.settings, examples)
         if self.folder is not None:
-            result.to_csv(self.folder.folder / "comparison.csv")
-            if can_plot() and any(row.recovered is not None for row in result.rows):
-                result.plot(self.folder.folder / "frontier.png")
+            folder, every = self.folder.folder, replace(result, cells=(*found, *self.earlier))
+            every.to_csv(folder / "comparison.csv")
+            if can_plot() and any(row.recovered is not None for row in every.rows):
+                every.plot(folder / "frontier.png")
             if can_render():
-                result.report(self.folder.folder / page.NAME, overwrite=True)
+                every.report(folder / page.NAME, overwrite=True)
         return result
 
 

@@ -41,6 +41,7 @@ class Network:
     source: Mapping[str, Any] | None = None
     module: nn.Module | None = None
     weights: bytes | None = None  # of the spec or the source; None: the spec's file is at hand
+    frozen: frozenset[str] = frozenset()  # parameters of the source's network that are not to be trained
     suffix: str = ".safetensors"
 
     @classmethod
@@ -83,7 +84,8 @@ class Network:
         if spec_of(self.module) is None:
             return self
         state = {name: value.detach().cpu().clone().contiguous() for name, value in self.module.state_dict().items()}
-        return Network(source=source_of(self.module), weights=save(state))
+        frozen = frozenset(name for name, p in self.module.named_parameters() if not p.requires_grad)
+        return Network(source=source_of(self.module), weights=save(state), frozen=frozen)
 
     def build(self, data: Data, where: torch.device) -> nn.Module:
         """Return the network on a device. Raises DataError if it does not fit the data."""
@@ -93,6 +95,8 @@ class Network:
             assert self.weights is not None
             model = rebuilt(artifact.Source.model_validate(dict(self.source)), trust_code=True)  # of this user's making
             model.load_state_dict(parse_tensors(self.weights, "the weights"))
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name not in self.frozen)
             return model.to(where).eval()
         assert self.spec is not None
         if self.weights is None:
@@ -160,13 +164,7 @@ class Work:
             ("loss, step, forward or metrics", self.purpose, "functions of a module"),
             ("options", (self.recover, self.options, self.inputs, self.targets), "names in place of functions"),
         ):
-            try:
-                pickle.dumps(part)
-            except Exception as error:  # whatever the objects' own code raises
-                raise ConfigError(
-                    f"The {what} cannot be sent to other processes ({type(error).__name__}: {error}). Pass {instead}, or "
-                    "run all cells in this process (", Setting("processes", 1), ").",
-                ) from error  # fmt: skip
+            check_sent(what, part, instead)
         return pickle.dumps(whole)
 
     @staticmethod
@@ -175,3 +173,14 @@ class Work:
         found = pickle.loads(packed)
         assert isinstance(found, Work)
         return found
+
+
+def check_sent(what: str, part: Any, instead: str) -> None:
+    """Raise ConfigError for what cannot be sent to another process. instead: what to pass."""
+    try:
+        pickle.dumps(part)
+    except Exception as error:  # whatever the objects' own code raises
+        raise ConfigError(
+            f"The {what} cannot be sent to other processes ({type(error).__name__}: {error}). Pass {instead}, or "
+            "run all cells in this process (", Setting("processes", 1), ").",
+        ) from error  # fmt: skip

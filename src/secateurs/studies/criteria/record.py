@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from secateurs.changes import differences
 from secateurs.errors import ConfigError, Message
 from secateurs.files import check_writable, dump_json, read_json, staged
 from secateurs.report import heading
@@ -111,7 +112,7 @@ class Record:
                     f"{self.file} already exists: ", RESUME, " adds to it, ", OVERWRITE, " replaces it."
                 )  # fmt: skip
             now = json.loads(json.dumps(self.settings))
-            if changed := [k for k in now if then.get(k) != now[k]]:
+            if changed := list(differences(then, now)):
                 raise ConfigError(
                     f"{self.file} belongs to another comparison: it differs in {', '.join(changed)}. To resume it, use the "
                     "same settings as before. Otherwise, choose another ", FOLDER, ", or replace it with ", OVERWRITE, ".",

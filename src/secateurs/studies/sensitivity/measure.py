@@ -19,7 +19,7 @@ from secateurs.artifact.provenance import source_of
 from secateurs.calibration import images_of
 from secateurs.data import Data
 from secateurs.devices import usable
-from secateurs.errors import ConfigError, Setting
+from secateurs.errors import ConfigError, SecateursError, Setting
 from secateurs.files import shown
 from secateurs.graph import ChannelGroup
 from secateurs.graph.copies import copied
@@ -134,7 +134,7 @@ def sensitivity(
         Path(folder),
         {
             "weights": artifact.weights_digest(model), "method": chosen.record(), "shares": shares, "images": images,
-            "calibrate": calibrate is not False, "scope": scope or chosen.default_scope, "limits": limits.record(),
+            "calibrate": _calibration(calibrate), "scope": scope or chosen.default_scope, "limits": limits.record(),
             "allow_inexact": allow_inexact, "metric": metric, "seed": seed,
             **purpose.record(), "data": fingerprint(source), "inputs": shapes(example_inputs),
             "targets": shapes(example_targets),
@@ -284,6 +284,16 @@ class _Study:
         for mask, channels in zip(masks, kept, strict=True):
             mask[torch.from_numpy(channels)] = 1
         return Judging(self.assessor, group).figures(masks)
+
+
+def _calibration(given: Any) -> Any:
+    """What the record says of the setting: batches of the user's own are told apart as those of the data are."""
+    if isinstance(given, bool):
+        return given
+    try:
+        return fingerprint(Data.of(given)).get("train", True)
+    except SecateursError as error:
+        raise error.within(Setting("calibrate"), ": ") from error
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
