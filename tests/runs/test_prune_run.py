@@ -285,3 +285,13 @@ def test_a_module_that_no_stage_could_build_again_is_refused_before_any_work(tmp
     with pytest.raises(ConfigError, match=r"this model was not made by sc\.build"):
         run.check()
     assert not (tmp_path / "r").exists()
+
+
+def test_the_lowest_macs_that_a_redesign_names_can_be_met(tmp_path: Path) -> None:
+    """Limits may leave more than the base has; such a figure is absolute, as in a budget."""
+    quick = sc.RedesignTraining(epochs=0, recover_epochs=0)
+    spec = sc.DataSpec("digits", normalize="none")
+    run = sc.RedesignRun(NET, spec, tmp_path / "r", widen=2, max_cut=0.3, method="l1", train=quick, device="cpu")
+    with pytest.raises(sc.BudgetError, match=r"lowest figure that can be met is macs=4372816;.*absolute number above"):
+        run.check()
+    replace(run, macs=4372816).check()
