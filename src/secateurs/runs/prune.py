@@ -140,7 +140,7 @@ class PruneRun:
         check_budget(self.budget)
         check_scope(self.scope)
         method = resolve(self.method)
-        stages.check_order(method, self.then)
+        stages.check_order(method, stages.checked(self.then))
         pretrain = Pretraining(self.pretrain_epochs, self.pretrain_lr)
         network = NetworkSpec(
             self.model, None if self.weights is None else Path(self.weights), self.num_classes, self.trust_code
