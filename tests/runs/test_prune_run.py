@@ -307,3 +307,12 @@ def test_the_lowest_macs_that_a_redesign_names_can_be_met(tmp_path: Path) -> Non
     with pytest.raises(sc.BudgetError, match=r"lowest figure that can be met is macs=4372816;.*absolute number above"):
         run.check()
     replace(run, macs=4372816).check()
+
+
+def test_a_finished_run_is_not_resumed_with_a_further_cut(tmp_path: Path) -> None:
+    """The first cut was made once more, and only then the second one refused."""
+    run = pruning(tmp_path / "r", sc.build(NET, num_classes=4))
+    run.start()
+    with pytest.raises(ConfigError, match=r"r holds another run: the cut before it would be in .*1-l1"):
+        replace(run, then=[sc.Stage(sc.L2(), 0.3)]).start(resume=True)
+    assert not (tmp_path / "r" / "1-l1").exists()
