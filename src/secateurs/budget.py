@@ -62,7 +62,7 @@ class Budget:
                 Setting("latency", self.latency), " is not a valid budget: it is the fraction of the original's time, a float "
                 "up to 1.0; ", *_meant_time(self.latency), ".",
             )  # fmt: skip
-        if self.ms is not None and not (_is_number(self.ms) and 0 < float(self.ms) < math.inf):
+        if self.ms is not None and not (is_number(self.ms) and 0 < float(self.ms) < math.inf):
             raise BudgetError(
                 Setting("ms", self.ms), " is not a valid budget: it must be a positive number of milliseconds."
             )
@@ -208,12 +208,12 @@ def stated(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if value is not None and (name, value) != ("align", usual)}
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_figure(value: Any) -> bool:
-    return _is_number(value) and bool(2 <= value < math.inf) and bool(value == int(value))
+    return is_number(value) and bool(2 <= value < math.inf) and bool(value == int(value))
 
 
 def _is_fraction(value: Any) -> bool:
@@ -224,7 +224,7 @@ def _readings(name: str, value: Any) -> tuple[object, ...]:
     """The readings of an invalid value, for the message."""
     if isinstance(value, Integral) and not isinstance(value, bool) and value == 1:
         return "an integer is an absolute figure; to keep all, write ", Setting(name, 1.0)
-    if _is_number(value) and 1 < (figure := float(value)) < math.inf:
+    if is_number(value) and 1 < (figure := float(value)) < math.inf:
         rule = "a fraction is at most 1.0, and an absolute figure is an integer"
         if figure < 2:
             return f"{rule}; to keep all, write ", Setting(name, 1.0)
@@ -236,9 +236,9 @@ def _readings(name: str, value: Any) -> tuple[object, ...]:
 
 def _meant_time(latency: Any) -> tuple[object, ...]:
     """What an invalid fraction of the time may be meant as, for the message."""
-    if _is_number(latency) and latency == 1:
+    if is_number(latency) and latency == 1:
         return "to keep all of it, write ", Setting("latency", 1.0)
-    if _is_number(latency) and 1 < latency <= 100:
+    if is_number(latency) and 1 < latency <= 100:
         figure = float(latency)
         percent, time = Setting("latency", figure / 100), Setting("ms", figure)
         return f"{figure:g} percent are ", percent, f", {figure:g} milliseconds ", time

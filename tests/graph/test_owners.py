@@ -523,8 +523,8 @@ class Decoder(nn.Module):
         return self.head(self.conv(self.fc(z).relu().view(-1, *self.map_shape)).relu())
 
 
-def unflattened() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 128), nn.Unflatten(1, (8, 4, 4)), nn.ConvTranspose2d(8, 6, 4, 2, 1), conv(6, 3))
+def unflattened(*shape: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 128), nn.Unflatten(1, shape), nn.ConvTranspose2d(8, 6, 4, 2, 1), conv(6, 3))
 
 
 def unflattened_sequence() -> nn.Module:
@@ -536,11 +536,13 @@ def unflattened_sequence() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "name", "kept"),
     [
-        (unflattened, "0", lambda m: m[1].unflattened_size == (3, 4, 4)),
+        (lambda: unflattened(8, 4, 4), "0", lambda m: m[1].unflattened_size == (3, 4, 4)),
+        (lambda: unflattened(8, -1, 4), "0", lambda m: m[1].unflattened_size == (3, -1, 4)),
+        (lambda: unflattened(-1, 4, 4), "0", lambda m: m[1].unflattened_size == (-1, 4, 4)),
         (unflattened_sequence, "0", lambda m: m[1].unflattened_size == (3, 8)),
         (Decoder, "fc", lambda m: m.map_shape == (3, 4, 4)),
     ],
-    ids=["Unflatten", "Unflatten to a sequence", "own"],
+    ids=["Unflatten", "with a computed side", "with computed channels", "Unflatten to a sequence", "own"],
 )
 def test_the_shape_of_a_map_that_a_vector_becomes_follows(
     make: Callable[[], nn.Module], name: str, kept: Callable[[Any], bool]

@@ -281,7 +281,38 @@ def test_a_weights_file_that_does_not_exist_is_found_before_the_data(tmp_path: P
 
 
 def test_a_module_that_no_stage_could_build_again_is_refused_before_any_work(tmp_path: Path) -> None:
-    run = pruning(tmp_path / "r", then=[sc.Stage("l1", sc.Budget(macs=0.4))])
+    run = pruning(tmp_path / "r", then=[sc.Stage(sc.L1(), 0.4)])
     with pytest.raises(ConfigError, match=r"this model was not made by sc\.build"):
         run.check()
     assert not (tmp_path / "r").exists()
+
+
+def test_stages_are_checked_as_they_are_made(tmp_path: Path) -> None:
+    assert sc.Stage("l1", 0.4) == sc.Stage(sc.L1(), 0.4)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="Did you mean epruner"):
+        sc.Stage("eprunr", 0.4)  # type: ignore[arg-type]
+    for macs in (0, -0.5, math.nan, "0.3", sc.Budget(macs=0.4)):
+        with pytest.raises(ConfigError, match=r"Stage\(macs=.*a stage takes the MACs that stay"):
+            sc.Stage(sc.L1(), macs)  # type: ignore[arg-type]
+    for then in (sc.Stage(sc.L1(), 0.4), ["l1:0.4"]):
+        with pytest.raises(ConfigError, match="is not a list of stages"):
+            pruning(tmp_path / "r", then=then).check()
+
+
+def test_the_lowest_macs_that_a_redesign_names_can_be_met(tmp_path: Path) -> None:
+    """Limits may leave more than the base has; such a figure is absolute, as in a budget."""
+    quick = sc.RedesignTraining(epochs=0, recover_epochs=0)
+    spec = sc.DataSpec("digits", normalize="none")
+    run = sc.RedesignRun(NET, spec, tmp_path / "r", widen=2, max_cut=0.3, method="l1", train=quick, device="cpu")
+    with pytest.raises(sc.BudgetError, match=r"lowest figure that can be met is macs=4372816;.*absolute number above"):
+        run.check()
+    replace(run, macs=4372816).check()
+
+
+def test_a_finished_run_is_not_resumed_with_a_further_cut(tmp_path: Path) -> None:
+    """The first cut was made once more, and only then the second one refused."""
+    run = pruning(tmp_path / "r", sc.build(NET, num_classes=4))
+    run.start()
+    with pytest.raises(ConfigError, match=r"r holds another run: the cut before it would be in .*1-l1"):
+        replace(run, then=[sc.Stage(sc.L2(), 0.3)]).start(resume=True)
+    assert not (tmp_path / "r" / "1-l1").exists()

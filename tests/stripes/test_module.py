@@ -202,6 +202,16 @@ def test_the_op_counts_stripes_and_has_the_same_gradients() -> None:
     assert sc.count(stripes, x.detach()).macs == len(stripes.weight) * 5 * positions
 
 
+def test_one_image_has_gradients_in_the_op() -> None:
+    """As in nn.Conv2d, (C, H, W) is one image. The backward pass failed."""
+    layer, image = StripeConv2d(3, torch.rand(4, 3, 3) < 0.5, padding=1), torch.randn(3, 6, 5, requires_grad=True)
+    wanted = torch.autograd.grad(layer(image).sum(), [image, *layer.parameters()])
+    with FlopCounterMode(display=False):
+        out = layer(image)
+    for found, own in zip(torch.autograd.grad(out.sum(), [image, *layer.parameters()]), wanted, strict=True):
+        assert torch.allclose(found, own, atol=1e-5)
+
+
 def test_uneven_padding_has_gradients_in_the_op() -> None:
     stripes = StripeConv2d(3, torch.ones(4, 2, 3, dtype=torch.bool), padding=(0, 1, 2, -1))
     x = torch.randn(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)

@@ -31,6 +31,8 @@ def test_examples_whose_label_is_ignored_count_in_nothing(smoothing: float) -> N
     assert found.loss == pytest.approx(F.cross_entropy(model(x), some).item())
     own = T.Objective(nn.CrossEntropyLoss(ignore_index=3))
     assert T.evaluate(model, [(x, torch.where(some < 0, 3, some))], objective=own, device="cpu").top1 == 100.0
+    found = T.evaluate(model, [(x, right), (x, torch.full_like(y, 3))], objective=own, device="cpu")
+    assert found.loss == pytest.approx(own.loss(model(x), right).item())  # type: ignore[misc]
     nothing = T.evaluate(model, [(x, none)], device="cpu")
     assert (nothing.top1, nothing.loss) == (None, None)
     recipe = R.Recover(epochs=1, lr=1e-9, precision="fp32", label_smoothing=smoothing)

@@ -129,6 +129,18 @@ class RunFolder:
             log(f"recovery has not begun, and its settings have changed: {', '.join(changed)}")
         return state.finished
 
+    @property
+    def finished(self) -> bool:
+        """Whether it holds a finished run."""
+        state = self._read()
+        return state is not None and state.finished
+
+    @property
+    def begun(self) -> bool:
+        """Whether it holds a run, finished or not."""
+        state = self._read()
+        return state is not None and bool(state.settings)
+
     def spare(self, weights: Path | None, what: str | None = None) -> None:
         """Raise ConfigError for weights that the run would replace or remove: one of its own files has this path.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from secateurs.artifact.provenance import spec_of
 from secateurs.budget import Budget
 from secateurs.data import Data
 from secateurs.errors import ConfigError, Setting
+from secateurs.files import shown
 from secateurs.keywords import explained
 from secateurs.methods import Method, resolve
 from secateurs.methods.limits import Counts, Cuts, Limits, Ratios
@@ -24,7 +26,7 @@ from secateurs.methods.rounds import Rounds, Schedule
 from secateurs.recovery import phases
 from secateurs.runs import stages
 from secateurs.runs.cut import Cut
-from secateurs.runs.folder import RunFolder
+from secateurs.runs.folder import FOLDER, RunFolder
 from secateurs.runs.result import RunResult
 from secateurs.runs.sources import Builder, DataSpec, NetworkSpec, as_source
 from secateurs.runs.stages import Stage
@@ -140,7 +142,7 @@ class PruneRun:
         check_budget(self.budget)
         check_scope(self.scope)
         method = resolve(self.method)
-        stages.check_order(method, self.then)
+        stages.check_order(method, stages.checked(self.then))
         pretrain = Pretraining(self.pretrain_epochs, self.pretrain_lr)
         network = NetworkSpec(
             self.model, None if self.weights is None else Path(self.weights), self.num_classes, self.trust_code
@@ -189,7 +191,12 @@ class PruneRun:
         build = network.open(cut.purpose)
         for folder in folders:
             folder.spare(network.file, network.file_of)
-        for folder in folders[1:]:
+        for before, folder in pairwise(folders):
             if not resume:  # their settings are not known yet
                 folder.check({}, resume=False, overwrite=overwrite)
+            elif folder.begun and not before.finished:
+                raise ConfigError(
+                    f"{shown(folder.folder)} holds another run: the cut before it would be in {shown(before.folder)}, and is "
+                    "not finished. To cut its result further, give it as the model of a run in another ", FOLDER, ".",
+                )  # fmt: skip
         return build

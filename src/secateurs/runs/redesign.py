@@ -16,7 +16,7 @@ from secateurs import artifact
 from secateurs.api import prune
 from secateurs.artifact import Figures
 from secateurs.artifact.provenance import remember_widened
-from secateurs.budget import Budget, exact
+from secateurs.budget import Budget, exact, fraction
 from secateurs.cutting import figures
 from secateurs.data import Data
 from secateurs.errors import BudgetError, ConfigError, Message, Setting
@@ -52,6 +52,8 @@ from secateurs.widening import widened, wider
 PHASES = ("base", "scaled", "prune", "recover", "scratch")
 BASE, SCALED, TABLE = "base.safetensors", "scaled.safetensors", "redesign.json"
 PRUNED, SCRATCH = "pruned", "from-scratch"  # the artifacts
+# For users who mean a multiple of the base's MACs.
+MEANING = ("(", Setting("macs"), " is a fraction of the base's MACs up to 1, and an absolute number above.)")
 
 
 class Ready(NamedTuple):
@@ -286,12 +288,13 @@ class _Stages:
         task = task_for(self.method, wide, graph, inputs, budget, self.scope, bounds, data=data, seed=self.seed)
         widths = task.widths
         least = widths.cost(widths.lowest).macs if widths.groups else 0
-        if widths.groups and least > budget.limits(scaled).macs:
+        if least > budget.limits(scaled).macs:
+            lowest = fraction(least, cost.macs) if least <= cost.macs else least
             raise BudgetError(
                 Setting("macs", self.macs), f" ({budget.limits(scaled).macs:,} of the base's {cost.macs:,}) cannot be met: "
                 f"with every channel cut that may be cut, the widened network has {least:,} left. The lowest figure that "
-                "can be met is ", Setting("macs", round(least / cost.macs + 5e-5, 4)), "; ", Setting("scope", "all"),
-                " may allow less.", hint=self._meaning(),
+                "can be met is ", Setting("macs", lowest), "; ", Setting("scope", "all"), " may allow less.",
+                hint=MEANING if max(self.macs, lowest) > 1 else (),
             )  # fmt: skip
         task.for_method(self.method)
         self.log(
@@ -321,11 +324,6 @@ class _Stages:
                 hint=("Widen it more, or give a lower ", Setting("macs"), "."),
             )
         return budget
-
-    def _meaning(self) -> tuple[object, ...]:
-        """A hint for users who mean a multiple of the base's MACs."""
-        meaning = ("(", Setting("macs"), " is a fraction of the base's MACs up to 1, and an absolute number above.)")
-        return meaning if self.macs > 1 else ()
 
     # -- the stages -------------------------------------------------------------------------------------------------
 

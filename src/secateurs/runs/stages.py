@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from secateurs.artifact import Card, Earlier
-from secateurs.budget import Budget, exact
+from secateurs.budget import Budget, exact, is_number
 from secateurs.deploy.target import Target
 from secateurs.errors import ConfigError, Setting
 from secateurs.keywords import explained
-from secateurs.methods import Method
+from secateurs.methods import Method, resolve
 from secateurs.runs.result import RunResult
 
 
@@ -23,6 +24,8 @@ class Stage:
     leaves it to the method's own setting.
 
     text: how messages call it, by default METHOD:MACS. target: of `align="auto"`, as in a `Budget`.
+
+    Raises ConfigError for a method that there is not, and for MACs that are no positive number.
     """
 
     method: Method
@@ -30,6 +33,15 @@ class Stage:
     align: int | Literal["auto"] = 1
     text: str = ""
     target: Target | str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", resolve(self.method))
+        macs = self.macs
+        if macs is not None and not (is_number(macs) and 0 < macs < math.inf):
+            raise ConfigError(
+                Setting("macs", macs, Stage),
+                " is not valid: a stage takes the MACs that stay, a fraction up to 1 or a figure.",
+            )
 
     @property
     def setting(self) -> Setting:
@@ -54,6 +66,13 @@ class Stage:
             return None
         macs = exact(self.macs) if self.macs > 1 else self.limit(original)
         return Budget(macs, align=self.align, target=self.target)
+
+
+def checked(then: Any) -> Sequence[Stage]:
+    """Raise ConfigError for what is not a list of stages."""
+    if not isinstance(then, list | tuple) or not all(isinstance(stage, Stage) for stage in then):
+        raise ConfigError(Setting("then", then), ' is not a list of stages, such as [Stage("pff", 0.3)].')
+    return then
 
 
 def check_order(first: Method, stages: Sequence[Stage]) -> None:

@@ -55,6 +55,8 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> Any:
     x, weight, kept = ctx.saved_tensors
+    if single := grad.ndim == kept.ndim:  # (C, *in) is one image
+        x, grad = x[None], grad[None]
     layout: Layout = ctx.layout
     none = [0] * len(layout.stride)
     gx, gw, gb = torch.ops.aten.convolution_backward(
@@ -62,6 +64,7 @@ def _backward(ctx: Any, grad: Tensor) -> Any:
         list(layout.dilation), False, none, 1, [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias],
     )  # fmt: skip
     gx = None if gx is None else padded(gx, tuple(-p for p in layout.padding))
+    gx = gx[0] if single and gx is not None else gx
     gw = None if gw is None else gw.movedim(1, -1)[kept]
     return gx, gw, gb, None, None, None, None
 

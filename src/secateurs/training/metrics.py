@@ -85,7 +85,7 @@ class Meter:
             self.has_loss = False
         else:
             counted = mine if self._ignores else mine.new_full((), rows)
-            self.sums[0] += found.loss.float() * counted
+            self.sums[0] += torch.where(counted > 0, found.loss.float() * counted, 0)  # NaN if all labels are ignored
             self.sums[1] += counted
         right = topk_correct(found.outputs, found.targets, (1, 5)) if self.by_class else None
         if right is None:

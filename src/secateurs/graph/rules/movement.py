@@ -103,7 +103,8 @@ def split(t: Context, labels: np.ndarray, axes: list[int], computed: int | None)
     elif not shrinks and ((sizes and not t.escaping(labels)) or t.call[0] is ATTENTION):
         t.claim(labels.size, labels.ravel(), SPLIT)
     else:  # several numbers that a module keeps, or sizes that may be computed in a way that cannot be followed
-        options = sorted(shrinks or range(len(axes)), key=lambda i: (i != free, -i))
+        known = [i for i, a in enumerate(axes) if i in shrinks or a == computed] if shrinks else range(len(axes))
+        options = sorted(known, key=lambda i: (i != free, -i))
         choice = t.choose(len(options), labels, SPLIT)
         if choice is None:
             t.freeze(labels.ravel(), SPLIT)
