@@ -31,7 +31,7 @@ from secateurs.methods import Method, Task
 from secateurs.methods.limits import Limits
 from secateurs.plans import trace
 from secateurs.preflight import task_for
-from secateurs.recovery import IMAGES, Recover, calibrate_, recover
+from secateurs.recovery import Recover, recover
 from secateurs.recovery.trial import taught
 from secateurs.studies.comparison.compute import (
     Division,
@@ -279,10 +279,6 @@ class Bench:
                 small, data, recipe, seed=cell.seed, device=self.where, objective=self.objective,
                 progress="lines" if self.work.progress else "silent",
             )  # fmt: skip
-        if division.recovery:  # as `prune` does
-            calibrate_(
-                small, B.without_labels(data.train, IMAGES, seed=cell.seed, whole=self.objective.whole), self.objective
-            )
         after = measured(cost, small, data, self.objective)
         return {
             "original": asdict(original), "cut": asdict(cut), "calibrated": None, "recovered": asdict(after), "error": None,

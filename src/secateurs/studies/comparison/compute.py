@@ -3,7 +3,7 @@
 Everything that runs is counted, like costs everywhere else, in short searches with the method's own settings, including AOFP's
 second path and NPN's pruner. Two searches are run, one twice as long as the other; their difference is the cost of training.
 The rest is what the method does once, and the calibration after the cut. Calibration depends on which channels were cut, so it
-is counted separately, and the larger of the two counts is used. The calibration after recovery is added.
+is counted separately, and the larger of the two counts is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from secateurs.graph import Cost, count
 from secateurs.graph.counter import MacCounter
 from secateurs.methods import Method, Task, TrainingMethod
 from secateurs.methods.pruner import Taught
-from secateurs.recovery import IMAGES, Reconstruct, Recover
+from secateurs.recovery import Reconstruct, Recover
 from secateurs.report import count as counted
 from secateurs.training import Phase, Recipe
 
@@ -180,10 +180,6 @@ def divided(
     per epoch. width: what an epoch of the cut network costs, in passes. Raises ConfigError if the method's own training takes
     more than `total`."""
     once, epochs, warnings = cost.once / images, 0.0, []
-    if any(isinstance(phase, Recipe) for phase in recover):
-        once += (
-            min(IMAGES, images) / images * width / 3
-        )  # calibration after recovery: a forward pass of the cut network
     if isinstance(method, TrainingMethod):
         given = getattr(method, "epochs", None) if "epochs" in method.model_fields_set else None
         own = _in_all(method, steps)
