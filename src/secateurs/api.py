@@ -103,9 +103,8 @@ def prune(
         this machine (kept on disk), and the cut network is measured until the budget holds: see `latency` of the result.
     data: batches of `(inputs, targets)`, or a `Data(train=…, val=…)`. Without validation data no accuracy is measured.
         Training batches may be inputs only, as long as neither the method nor the recovery reads labels.
-    calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`, and again
-        after recovery has trained it. True uses images of `data`, if any; batches given here are used instead; False leaves
-        the network as it was cut and verified.
+    calibrate: re-estimate the batch-norm statistics of the cut network on 1,024 training images, see `calibrate`. True uses
+        images of `data`, if any; batches given here are used instead; False leaves the network as it was cut and verified.
     recover: how to recover the cut network: `Reconstruct`, `Recover`, `Mimic`, `Distil`, or a list of them, run in order;
         None skips recovery. The given model is the teacher for all of them: `Recover(share=0)` trains on the labels alone, and
         `Reconstruct`, `Mimic` and `Recover(share=1)` read no labels.

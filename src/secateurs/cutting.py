@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from secateurs.seeds import mix
 from secateurs.surgery import apply
 from secateurs.surgery.verify import verified
 from secateurs.timing import Kept, Timing
-from secateurs.training import Batch, CheckpointStore, Objective, Phase, Recipe
+from secateurs.training import CheckpointStore, Objective, Phase
 from secateurs.training.processes import first
 from secateurs.training.resume import refuse_foreign_log
 from secateurs.training.runtime import wait_for_everyone
@@ -139,9 +139,6 @@ class Pruning:
                 nodes=selection.nodes, seed=task.seed, resume=task.resume,
                 **phase(self._folder(number), name, self.options),
             )  # fmt: skip
-        if self.calibrate and (done := self._recalibrated(task, small)):
-            history.append(done.record())
-            self.report(f"after recovery, {done}")
         after = figures(cost, small, task.data, task.objective) if self.recover else calibrated
         if self.recover and (harmed := worse(after, calibrated, task.objective.metrics)):
             task.warn(harmed)
@@ -198,28 +195,18 @@ class Pruning:
 
     def _calibrated(self, task: Task, step: Plan, small: nn.Module) -> Calibration:
         """Calibrate the network that a cut left, in place."""
-        batches, pooled = self._images(task)
+        images, objective = self.images, task.objective
+        # Processes pool what they find where all of them are known to be here: they train together.
+        trains = bool(self.recover) or isinstance(self.method, TrainingMethod)
+        if pooled := images is not None and trains:
+            wait_for_everyone(self.options["device"])
+        batches = None if images is None else partial(
+            training.without_labels, images, recovery.IMAGES, seed=task.seed, whole=objective.whole
+        )  # fmt: skip
         return recovery.after_cut_(
             task.model, small, step, task.example_inputs, batches,
-            initialized=type(self.method).initialize is not Method.initialize, pooled=pooled, objective=task.objective,
+            initialized=type(self.method).initialize is not Method.initialize, pooled=pooled, objective=objective,
         )  # fmt: skip
-
-    def _recalibrated(self, task: Task, small: nn.Module) -> Calibration:
-        """Calibrate the network that recovery trained, in place: training leaves those of its last batches."""
-        batches, pooled, images, norms = *self._images(task), 0, 0
-        if batches is not None and any(isinstance(recipe, Recipe) for _, recipe in self.recover):
-            images, norms = recovery.calibrate_(small, batches(), task.objective, pooled=pooled)
-        return Calibration(images, norms, layers=(), left=())
-
-    def _images(self, task: Task) -> tuple[Callable[[], Iterator[Batch]] | None, bool]:
-        """A fresh pass over the images to calibrate on, if any, and whether processes pool what they find."""
-        if self.images is None:
-            return None, False
-        # Processes pool where all of them are known to be here: they train together.
-        if pooled := bool(self.recover) or isinstance(self.method, TrainingMethod):
-            wait_for_everyone(self.options["device"])
-        whole = task.objective.whole
-        return partial(training.without_labels, self.images, recovery.IMAGES, seed=task.seed, whole=whole), pooled
 
     def _task(self, number: int, last: Pruned | None) -> Task:
         """What the method is given in a round."""

@@ -16,8 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.data.augment import Augment
-from secateurs.data.loader import ArraySource, Loader
 from secateurs.recovery.calibrate import Pooled, calibrate_
 from secateurs.testing.networks import network
 from secateurs.training import without_labels
@@ -392,37 +390,3 @@ def test_several_processes_pool_their_statistics(tmp_path: Path) -> None:
         torch.testing.assert_close(one[name], value)
     one, other = (load_file(tmp_path / f"pruned-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def augmenting() -> Loader:
-    pixels = torch.randint(0, 256, (96, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    source = ArraySource(pixels, torch.arange(96) % 4, device=torch.device("cpu"))
-    return Loader(source, batch_size=32, mean=(0.5,) * 3, std=(0.1,) * 3, augment=Augment(pad=6), shuffle=True)
-
-
-@pytest.mark.parametrize("rounds", [1, 2])
-def test_after_recovery_the_statistics_are_those_of_images_as_they_are(rounds: int) -> None:
-    loader, lines = augmenting(), list[str]()
-    result = sc.prune(
-        small(), images(1, size=16), "l2", sc.Budget(macs=0.6), loader, recover=sc.Recover(epochs=1), rounds=rounds,
-        report=lines.append, progress="silent", check_speed=False,
-    )  # fmt: skip
-    again = sc.calibrate(result.model, loader)
-    for norm, wanted in zip(norms(result.model), norms(again), strict=True):
-        torch.testing.assert_close(norm.running_mean, wanted.running_mean, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(norm.running_var, wanted.running_var, rtol=1e-6, atol=1e-6)
-    assert lines.count("after recovery, calibrated on 96 images: statistics of 3 norms") == rounds
-    events = [entry.get("event") for entry in result.history]
-    assert [event for event in events if event] == ["calibrated", "calibrated", *["round"] * (rounds > 1)] * rounds
-
-
-@pytest.mark.parametrize(
-    "options", [{"calibrate": False, "recover": sc.Recover(epochs=1)}, {"recover": sc.Reconstruct()}]
-)
-def test_without_calibration_or_training_there_is_nothing_to_calibrate_after_recovery(options: dict[str, Any]) -> None:
-    lines = list[str]()
-    sc.prune(
-        small(), images(1, size=16), "l2", sc.Budget(macs=0.6), augmenting(), progress="silent", check_speed=False,
-        report=lines.append, **options,
-    )  # fmt: skip
-    assert not [line for line in lines if line.startswith("after recovery")]

@@ -107,8 +107,8 @@ def prune(
     allow_inexact
         also cut channels over which a layer or group norm computes its statistics; the cut is then not verified
     calibrate
-        re-estimate the batch-norm statistics of the cut network on 1,024 training images, without labels, and again after
-        recovery (the default); --no-calibrate skips this
+        re-estimate the batch-norm statistics of the cut network on 1,024 training images, without labels (the default);
+        --no-calibrate skips this
     out
         folder for the artifact, the checkpoints and the log
     resume

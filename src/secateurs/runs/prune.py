@@ -60,7 +60,7 @@ class PruneRun:
     method, budget, scope, allow_inexact, seed: as for `prune`.
     exclude, only, ratios, min_channels, max_cut: as for `prune`, for each cut; ratios are those of the first cut, and
         groups that have one keep their channels afterwards.
-    calibrate: as for `prune`, on the run's own data, after each cut and each recovery.
+    calibrate: as for `prune`, on the run's own data, after each cut.
     recover: recipes of recovery, after each cut.
     rounds, schedule: as for `prune`, of the first cut. The networks of all rounds but the last are artifacts in `round-1` and
         so on, within the folder of the cut; a resumed run continues from the last of them.
