@@ -57,13 +57,9 @@ def _measured(task: Task, select: Callable[[float], Selection], pooled: bool) ->
         cuts.append(apply(assessor.model, select(power).plan(task.graph, allow_inexact=True)).eval())
         calibrate_(cuts[-1], assessor.batches, assessor.objective, pooled=pooled)
     apart = missed(assessor.model, cuts, assessor.batches, assessor.objective, pooled=pooled)  # (powers, N)
-    power = chosen(apart)
-    task.note(
-        event="cost",
-        power=power,
-        examples=assessor.examples,
-        missed={str(p): round(float(m), 4) for p, m in zip(POWERS, apart.sum(1), strict=True)},
-    )
+    power, total = chosen(apart), apart.sum(1).nan_to_num(nan=math.inf, posinf=math.inf)
+    found = {str(p): round(float(m), 4) for p, m in zip(POWERS, total, strict=True)}
+    task.note(event="cost", power=power, examples=assessor.examples, missed=found)
     return power
 
 

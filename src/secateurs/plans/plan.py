@@ -213,10 +213,9 @@ Size = Annotated[int, Field(strict=True, ge=1, le=2**40)]
 Index = Annotated[int, Field(strict=True, ge=0, lt=2**40)]
 Indices = Annotated[list[Index], Field(min_length=1)]
 Sizes = Annotated[list[Size], Field(max_length=8)]
-Number = Annotated[int, Field(strict=True, ge=-1, le=2**40)]  # of a shape that a module keeps: -1 is computed
-Attribute = tuple[
-    str, str, Size | Annotated[list[Number], Field(max_length=8)]
-]  # module, attribute, value after the cut
+Number = Annotated[int, Field(strict=True, ge=-1, le=2**40)]
+Shape = Annotated[list[Number], Field(max_length=8)]  # that a module keeps: -1 is computed
+Attribute = tuple[str, str, Size | Shape]  # module, attribute, value after the cut
 
 
 class PlanRecord(BaseModel):

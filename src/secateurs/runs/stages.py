@@ -25,7 +25,7 @@ class Stage:
 
     text: how messages call it, by default METHOD:MACS. target: of `align="auto"`, as in a `Budget`.
 
-    Raises ConfigError for a method that there is not, and for MACs that are no positive number.
+    Raises ConfigError for an unknown method, and for MACs that are not a positive number.
     """
 
     method: Method
