@@ -99,10 +99,9 @@ def search_cost(
 
 
 def searched(history: Sequence[Mapping[str, Any]], method: Method) -> int:
-    """Return the number of steps of a method's own training. The history may go on with recovery's."""
-    return max(
-        (line["step"] for line in history if "train_loss" in line and line.get("phase") == method.name), default=0
-    )
+    """Return the number of steps of a method's own training. Recovery's lines, which may follow, name another phase."""
+    trained = (line for line in history if "train_loss" in line and line.get("phase", method.name) == method.name)
+    return max((line["step"] for line in trained), default=0)
 
 
 def _observed(method: Method, selected: Callable[[], None]) -> Method:
