@@ -57,8 +57,8 @@ def _measured(task: Task, select: Callable[[float], Selection], pooled: bool) ->
         cuts.append(apply(assessor.model, select(power).plan(task.graph, allow_inexact=True)).eval())
         calibrate_(cuts[-1], assessor.batches, assessor.objective, pooled=pooled)
     apart = missed(assessor.model, cuts, assessor.batches, assessor.objective, pooled=pooled)  # (powers, N)
-    power, total = chosen(apart), apart.sum(1).nan_to_num(nan=math.inf, posinf=math.inf)
-    found = {str(p): round(float(m), 4) for p, m in zip(POWERS, total, strict=True)}
+    power = chosen(apart)
+    found = {str(p): round(float(m), 4) for p, m in zip(POWERS, _totals(apart), strict=True)}
     task.note(event="cost", power=power, examples=assessor.examples, missed=found)
     return power
 
@@ -72,9 +72,14 @@ def chosen(apart: Tensor) -> float:
 
     apart: (powers, N), the distance of each cut's outputs from the original's for each example.
     """
-    total = apart.sum(1).nan_to_num(nan=math.inf, posinf=math.inf)
+    total = _totals(apart)
     if not total.isfinite().any():
         return POWERS[0]
     more = apart - apart[total.argmin()]  # (powers, N)
     error = more.std(1) / math.sqrt(more.shape[1]) if more.shape[1] > 1 else torch.zeros(len(POWERS))
     return max(power for power, m, e in zip(POWERS, more.mean(1), error, strict=True) if m <= e)
+
+
+def _totals(apart: Tensor) -> Tensor:
+    """The distances summed over the examples, (powers,), infinite for a cut whose outputs are not finite."""
+    return apart.sum(1).nan_to_num(nan=math.inf, posinf=math.inf)

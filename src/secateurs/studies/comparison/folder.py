@@ -141,16 +141,16 @@ class ComparisonFolder:
         file = self.cells / file_name(cell)
         if self._replaces or not os.path.lexists(file):
             return None
-        record = read_json(file, CellRecord, 1 << 24, "Remove it, and the cell is measured again.")
+        record = self._record(file.name)
         return record.whole() if record.outcome.failed is None else None
 
     def earlier(self, cells: Sequence[Cell]) -> list[Outcome]:
         """Return the outcomes of the cells of earlier calls, other than these."""
         now = {file_name(cell) for cell in cells}
-        return [
-            read_json(self.cells / one.file, CellRecord, 1 << 24, "Remove it, and the cell is measured again.").whole()
-            for one in self.read().cells if one.file not in now
-        ]  # fmt: skip
+        return [self._record(Path(one.file).name).whole() for one in self.read().cells if one.file not in now]
+
+    def _record(self, name: str) -> CellRecord:
+        return read_json(self.cells / name, CellRecord, 1 << 24, "Remove it, and the cell is measured again.")
 
     def keep(self, cell: Cell, outcome: Outcome) -> None:
         record = CellRecord(settings=cell.record(), outcome=outcome, versions=outcome.versions)

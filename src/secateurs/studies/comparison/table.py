@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -73,8 +73,8 @@ class ComparisonTable:
             for line in (c.figures or {}).get("warnings", ()):
                 said.setdefault(line, []).append(c.seed)
         for c in cells:
-            for line in self._lacking(c, several=len(done) > 1):
-                said.setdefault(line, []).append(c.seed)
+            if lacking := self._lacking(c, several=len(done) > 1):
+                said.setdefault(lacking, []).append(c.seed)
         held = {c.held for c in cells}
         told = tuple(
             f"{'all seeds' if 1 < len(done) == len(seeds) else 'seed ' + ', '.join(map(str, seeds))}: {line}"
@@ -89,16 +89,14 @@ class ComparisonTable:
             len(done) > 1 and all(figures["recovered"] == done[0]["recovered"] for figures in done),
         )  # fmt: skip
 
-    def _lacking(self, cell: Outcome, several: bool) -> Iterator[str]:
+    def _lacking(self, cell: Outcome, several: bool) -> str | None:
         """What to say of stages at which the compared figure of a cell is not finite: it is not in the mean."""
         found = cell.figures or {}
-        values = {stage: self.value(found.get(stage)) for stage in STAGES}
         if self.original is None or self.value(vars(self.original)) is None:  # it is measured nowhere
-            return
-        names = [label for stage, label in STAGES.items() if found.get(stage) and values[stage] is None]
-        if names:
-            rest = ", and not in the mean" if several else ""
-            yield f"{self.heading} ({report.listing(names, 3)}) is not a finite number{rest}"
+            return None
+        names = [label for stage, label in STAGES.items() if found.get(stage) and self.value(found[stage]) is None]
+        rest = ", and not in the mean" if several else ""
+        return f"{self.heading} ({report.listing(names, 3)}) is not a finite number{rest}" if names else None
 
     def value(self, figures: Mapping[str, Any] | None) -> float | None:
         """Return the compared figure of one network."""
